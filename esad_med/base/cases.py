@@ -1,0 +1,165 @@
+"""Cases: what a manifest says about each slide or image, checked before any pixel is read."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from esad_med.base.errors import CaseError
+
+MANIFEST_COLUMNS = ("path", "case_id", "patient_id", "split", "label", "annotation", "mpp")
+SPLITS = ("train", "val", "test", "")
+_LABELS = {"normal": 0, "0": 0, "tumor": 1, "tumour": 1, "anomalous": 1, "1": 1, "": None}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of a manifest.
+
+    Attributes:
+        case_id: unique name of the slide or image; also its file name in results.
+        path: the slide or image file.
+        patient_id: whose it is; empty where unknown.
+        split: "train", "val", "test" or empty.
+        truth: 0 normal, 1 anomalous, None where unknown; for a slide it speaks of the whole slide.
+        annotation: outlines of the anomalous regions, or None.
+        mpp: level-0 resolution in µm per pixel that overrides the file's own, or None.
+    """
+
+    case_id: str
+    path: Path
+    patient_id: str = ""
+    split: str = ""
+    truth: int | None = None
+    annotation: Path | None = None
+    mpp: float | None = None
+
+
+def read_manifest(path: Path) -> list[Case]:
+    """Read a manifest CSV with the columns `MANIFEST_COLUMNS`.
+
+    Only ``path`` is required; relative paths are looked up beside the manifest; ``case_id``
+    defaults to the file's stem; ``label`` is normal / tumor / 0 / 1 or empty.
+
+    Raises:
+        CaseError: columns missing or unknown, a path that does not exist, a value that cannot be
+            read, a case or path listed twice, a patient in two splits.
+    """
+    table = read_table(path)
+    if "path" not in table:
+        raise CaseError(f"{path}: column 'path' is missing; found {', '.join(table.columns)}")
+    if unknown := [name for name in table.columns if name not in MANIFEST_COLUMNS]:
+        raise CaseError(
+            f"{path}: unknown column '{unknown[0]}'; expected {', '.join(MANIFEST_COLUMNS)}"
+        )
+    if table.empty:
+        raise CaseError(f"{path}: no rows, expected one per slide")
+    cases = [
+        _read_row(path, line, {str(k): str(v) for k, v in row.items()})
+        for line, row in enumerate(table.to_dict("records"), start=2)
+    ]
+    check_cases(cases, source=path.name)
+    return cases
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a CSV with every cell as a string, empty where missing.
+
+    Raises:
+        CaseError: the file cannot be read or is not a table.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except OSError as error:
+        raise CaseError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, pd.errors.ParserError) as error:  # EmptyDataError is a ValueError
+        raise CaseError(f"{path}: not a CSV table ({error})") from error
+    table.columns = table.columns.str.strip()
+    for name in table.columns:
+        table[name] = table[name].str.strip()
+    return table
+
+
+def check_cases(cases: Sequence[Case], *, source: str) -> None:
+    """Refuse duplicates and patients that stand in more than one split.
+
+    Raises:
+        CaseError: with the first offender.
+    """
+    _refuse_duplicates([case.case_id for case in cases], "case_id", source)
+    _refuse_duplicates([str(case.path.resolve()) for case in cases], "path", source)
+    check_patients((case.patient_id, case.split) for case in cases)
+
+
+def check_patients(pairs: Iterable[tuple[str, str]]) -> None:
+    """Refuse a patient whose samples stand in more than one split.
+
+    Args:
+        pairs: (patient_id, split) of each case; empty entries say nothing.
+
+    Raises:
+        CaseError: naming the splits, not the patient.
+    """
+    seen: dict[str, str] = {}
+    for patient_id, split in pairs:
+        if not patient_id or not split:
+            continue
+        first = seen.setdefault(patient_id, split)
+        if first != split:
+            raise CaseError(
+                f"patient {patient_id}: found in split '{first}' and in split '{split}', expected"
+                " one; results would be too good to be true; move all of a patient to one split"
+            )
+
+
+def _refuse_duplicates(values: Sequence[str], name: str, source: str) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise CaseError(f"{source}: {name} '{value}' is listed twice, expected once")
+        seen.add(value)
+
+
+def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Case:
+    where = f"{manifest.name} line {line}"
+    path = _find_file(manifest, row["path"], where)
+    case_id = row.get("case_id") or path.stem
+    if "/" in case_id or "\\" in case_id or case_id in {".", ".."} or "\0" in case_id:
+        raise CaseError(f"{where}: case_id '{case_id}' must be usable as a file name")
+    split = row.get("split", "").lower()
+    if split not in SPLITS:
+        raise CaseError(f"{where}: split '{split}' is unknown; expected train, val, test or empty")
+    label = row.get("label", "").lower()
+    if label not in _LABELS:
+        raise CaseError(f"{where}: label '{label}' is unknown; expected normal, tumor or empty")
+    annotation = row.get("annotation", "")
+    return Case(
+        case_id=case_id,
+        path=path,
+        patient_id=row.get("patient_id", ""),
+        split=split,
+        truth=_LABELS[label],
+        annotation=_find_file(manifest, annotation, where) if annotation else None,
+        mpp=_read_mpp(row.get("mpp", ""), where),
+    )
+
+
+def _find_file(manifest: Path, name: str, where: str) -> Path:
+    path = Path(name)
+    path = path if path.is_absolute() else manifest.parent / path
+    if not name or not path.exists():
+        raise CaseError(f"{where}: '{name}' does not exist (relative paths start at the manifest)")
+    return path
+
+
+def _read_mpp(text: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        mpp = float(text)
+    except ValueError:
+        mpp = 0.0
+    if not 0 < mpp < float("inf"):
+        raise CaseError(f"{where}: mpp '{text}' is not a positive number of µm per pixel")
+    return mpp

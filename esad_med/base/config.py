@@ -1,0 +1,105 @@
+"""Specs: the parameters of one stage, checked when made; YAML files and ``key=value`` overrides."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from esad_med.base.errors import ConfigError
+
+
+class Spec(BaseModel):
+    """The frozen parameters of one stage. Unknown keys and impossible values are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def load_config(kind: type[S], path: Path | None = None, overrides: Iterable[str] = ()) -> S:
+    """Build a config from its defaults, a YAML file, then ``a.b=value`` overrides, in this order.
+
+    Args:
+        kind: the Spec to build.
+        path: a YAML mapping of differences from the defaults, or None.
+        overrides: strings as given to ``--set``; the value is read as YAML (``tiles.mpp=0.5``).
+
+    Raises:
+        ConfigError: for a file that cannot be read, an unknown key, a wrong type or value.
+    """
+    values = _read_yaml(path) if path else {}
+    for override in overrides:
+        _apply_override(values, override)
+    return build_spec(kind, values, source=str(path) if path else "settings")
+
+
+def build_spec(kind: type[S], values: object, *, source: str) -> S:
+    """Check plain values into a Spec; errors name the key's path and the nearest known key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_explain(kind, error))) from None
+
+
+def dump_yaml(spec: Spec) -> str:
+    """The whole resolved Spec as YAML; `load_config` of it gives an equal Spec."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of settings")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, such as tiles.mpp=0.5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML") from error
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: '{parent}' is a value, not a group of settings")
+    values[last] = value
+
+
+def _explain(kind: type[Spec], error: ValidationError) -> list[str]:
+    messages = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"]) or "settings"
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(kind, item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            messages.append(f"{path}: unknown key; {hint}")
+        else:
+            found = "" if isinstance(item.get("input"), dict) else f" (found {item.get('input')!r})"
+            messages.append(f"{path}: {item['msg']}{found}")
+    return messages
+
+
+def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = kind.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return list(kind.model_fields)

@@ -1,0 +1,223 @@
+"""Writing results so that nothing half-written ever stands under a final name; the run folder."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from esad_med.base.errors import ConfigError, EsadError
+
+_VERSIONED = (
+    "esad-med",
+    "torch",
+    "monai",
+    "numpy",
+    "openslide-python",
+    "openslide-bin",
+    "scikit-image",
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that was set aside: at which stage, and why."""
+
+    case_id: str
+    stage: str
+    error: str
+    message: str
+
+    @classmethod
+    def of(cls, case_id: str, stage: str, error: EsadError) -> "Failure":
+        """The failure that an error at a stage is, for ``failures.csv``."""
+        return cls(case_id, stage, type(error).__name__, str(error))
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; fsync and rename it when the block ends well.
+
+    Raises:
+        ConfigError: no space, no permission, or no such folder.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; rename it when the block ends well.
+
+    An existing ``path`` is replaced only at that moment.
+
+    Raises:
+        ConfigError: no space, no permission, or ``path`` is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: is a file, expected a folder; choose another --out")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        )
+    except OSError as error:
+        raise output_error(path, error) from error
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            old = temporary.with_suffix(".old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    except OSError as error:
+        raise output_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def output_error(path: Path, error: OSError) -> ConfigError:
+    """A ConfigError for a failed write, with the reason and the remedy."""
+    reason = error.strerror or str(error)
+    return ConfigError(f"{path}: cannot be written ({reason}); choose another --out or free space")
+
+
+def ensure_folder(path: Path) -> Path:
+    """Make a folder that can be written to, or say why not.
+
+    Raises:
+        ConfigError: a file of that name, no permission, no space.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise output_error(path, error) from error
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically, UTF-8."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically, readable and in the given key order."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV atomically, with Unix line ends, so that equal content is equal bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """Write ``failures.csv``: the cases set aside, by stage and reason."""
+    write_csv(
+        path,
+        ("case_id", "stage", "error", "message"),
+        [(f.case_id, f.stage, f.error, f.message) for f in failures],
+    )
+
+
+def read_json(path: Path, error: type[EsadError]) -> dict[str, Any]:
+    """Read a JSON object, or raise ``error`` with the file's name and what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise error(f"{path}: not a JSON file ({problem})") from problem
+    if not isinstance(value, dict):
+        raise error(f"{path}: found {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def digest_bytes(*parts: bytes) -> str:
+    """The SHA-256 of all parts, one after the other, as hexadecimal."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions that decide a result: Python and the libraries that touch pixels and weights."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class Journal:
+    """Which cases of a run folder are complete, and for which inputs and settings.
+
+    One JSON line per completed case, appended and synced after its files stand under their final
+    names. A case counts as done only for the same ``key``, so changed settings redo it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._done: dict[str, str] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self._done[entry["case_id"]] = entry["key"]
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # a line cut off by a crash: that case is simply done again
+
+    def is_done(self, case_id: str, key: str) -> bool:
+        """Whether this case was completed with this key."""
+        return self._done.get(case_id) == key
+
+    def record(self, case_id: str, key: str, facts: Mapping[str, object] | None = None) -> None:
+        """Note a case as complete."""
+        line = json.dumps({"case_id": case_id, "key": key, **(facts or {})}, ensure_ascii=False)
+        try:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(line + "\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise output_error(self.path, error) from error
+        self._done[case_id] = key

@@ -1,0 +1,64 @@
+"""Manifests: what they may say, and what is refused."""
+
+import pytest
+
+from esad_med.base.cases import check_patients, read_manifest
+from esad_med.base.errors import CaseError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.tif", "b.tif", "a.xml"):
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def manifest(folder, text):
+    path = folder / "manifest.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_full_manifest_is_read(folder):
+    path = manifest(
+        folder,
+        "path,case_id,patient_id,split,label,annotation,mpp\n"
+        "a.tif,s1,p1,train,tumor,a.xml,0.25\nb.tif,,,,,,\n",
+    )
+    first, second = read_manifest(path)
+    assert (first.case_id, first.patient_id, first.split) == ("s1", "p1", "train")
+    assert (first.truth, first.annotation, first.mpp) == (1, folder / "a.xml", 0.25)
+    assert (second.case_id, second.truth, second.annotation, second.mpp) == ("b", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case_id\ns1\n", "column 'path' is missing"),
+        ("path,colour\na.tif,red\n", "unknown column 'colour'"),
+        ("path\n", "no rows"),
+        ("", "not a CSV table"),
+        ("path\nc.tif\n", "'c.tif' does not exist"),
+        ("path,annotation\na.tif,c.xml\n", "'c.xml' does not exist"),
+        ("path\na.tif\na.tif\n", "listed twice"),
+        ("path,case_id\na.tif,s\nb.tif,s\n", "case_id 's' is listed twice"),
+        ("path,case_id\na.tif,../s\n", "file name"),
+        ("path,split\na.tif,exam\n", "split 'exam' is unknown"),
+        ("path,label\na.tif,maybe\n", "label 'maybe' is unknown"),
+        ("path,mpp\na.tif,fine\n", "mpp 'fine'"),
+        ("path,mpp\na.tif,-1\n", "mpp '-1'"),
+        ("path,patient_id,split\na.tif,p,train\nb.tif,p,test\n", "'train' and in split 'test'"),
+    ],
+)
+def test_a_bad_manifest_says_what_is_wrong(folder, text, message):
+    with pytest.raises(CaseError, match=message):
+        read_manifest(manifest(folder, text))
+
+
+def test_a_missing_manifest_is_a_case_error(tmp_path):
+    with pytest.raises(CaseError, match="cannot be read"):
+        read_manifest(tmp_path / "none.csv")
+
+
+def test_unknown_patients_and_splits_never_clash():
+    check_patients([("", "train"), ("", "test"), ("p", ""), ("p", "train"), ("p", "train")])
