@@ -1,9 +1,17 @@
-"""Shared fixtures: where the real data is, and tiny slides composed for the tests."""
+"""Shared fixtures: where the real data is, composed slides, and the command line."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from data_prep.demo_slides import compose_demo_picture, source_concentrations
+from data_prep.slide_writing import write_asap, write_manifest, write_pyramid
+from esad_med.base.cases import Case
+from esad_med.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -13,4 +21,53 @@ def data_root() -> Path:
     root = Path(os.environ.get("ESAD_DATA", default))
     if not root.is_dir():
         pytest.skip(f"no real data at {root}; set ESAD_DATA")
-    return root
+    return root.resolve()
+
+
+@pytest.fixture(scope="session")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four small composed slides with outlines and a manifest."""
+    folder = tmp_path_factory.mktemp("composed")
+    source = source_concentrations()
+    cases = []
+    plan = (("normal_1", "train", 0), ("tumor_1", "train", 3), ("normal_2", "test", 0))
+    for index, (name, split, lesions) in enumerate((*plan, ("tumor_2", "test", 3))):
+        random = np.random.default_rng(index)
+        picture, outlines = compose_demo_picture(source, lesions, random, size=2048)
+        path = folder / f"{name}.tif"
+        write_pyramid(path, picture, mpp=0.5, levels=4, description="composed for a test")
+        if lesions:
+            write_asap(folder / f"{name}.xml", [("Tumor", line.tolist()) for line in outlines])
+        annotation = folder / f"{name}.xml" if lesions else None
+        cases.append(Case(name, path, f"p{index}", split, int(lesions > 0), annotation))
+    write_manifest(folder / "manifest.csv", cases)
+    return folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run_command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `esad-med` in this process, as a shell would see it."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        printed = capsys.readouterr()
+        return Outcome(code, printed.out, printed.err)
+
+    return run

@@ -20,18 +20,26 @@ class Spec(BaseModel):
 S = TypeVar("S", bound=Spec)
 
 
-def load_config(kind: type[S], path: Path | None = None, overrides: Iterable[str] = ()) -> S:
+def load_config(
+    kind: type[S],
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    start: S | None = None,
+) -> S:
     """Build a config from its defaults, a YAML file, then ``a.b=value`` overrides, in this order.
 
     Args:
         kind: the Spec to build.
         path: a YAML mapping of differences from the defaults, or None.
         overrides: strings as given to ``--set``; the value is read as YAML (``tiles.mpp=0.5``).
+        start: what to begin with instead of the defaults.
 
     Raises:
         ConfigError: for a file that cannot be read, an unknown key, a wrong type or value.
     """
-    values = _read_yaml(path) if path else {}
+    values = start.model_dump(mode="json") if start else {}
+    _merge(values, _read_yaml(path) if path else {})
     for override in overrides:
         _apply_override(values, override)
     return build_spec(kind, values, source=str(path) if path else "settings")
@@ -64,6 +72,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(values.get(key), dict):
+            _merge(values[key], change)
+        else:
+            values[key] = change
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -86,7 +102,7 @@ def _explain(kind: type[Spec], error: ValidationError) -> list[str]:
         path = ".".join(str(part) for part in item["loc"]) or "settings"
         if item["type"] == "extra_forbidden":
             known = _fields_at(kind, item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
             messages.append(f"{path}: unknown key; {hint}")
         else:

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,6 +26,14 @@ _VERSIONED = (
     "openslide-bin",
     "scikit-image",
 )
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is (0 unknown)."""
+
+
+def no_progress(label: str, done: int, total: int) -> None:
+    """Say nothing: the default where nobody watches."""
 
 
 @dataclass(frozen=True)

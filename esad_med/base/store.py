@@ -252,8 +252,8 @@ def open_if_store(path: Path) -> SampleStore | None:
         return None
     if (path / "store.json").exists():
         return SampleStore(path)
-    if path.is_dir() and not any(path.iterdir()):
-        return None
+    if path.is_dir() and {file.name for file in path.iterdir()} <= {"failures.csv"}:
+        return None  # empty, or a run in which every case failed
     raise ConfigError(f"{path}: exists and is not a SampleStore; choose another --out")
 
 

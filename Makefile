@@ -1,0 +1,32 @@
+# `make demo` and `make test` set everything up by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	$(BIN)/esad-med demo --out demo-run
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.bench_stain
+
+# torch first: asked for alone it takes the build that fits the machine, and nothing replaces it.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e '.[reference,dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build demo-run *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Pixels and geometry: slides, tissue, tiles, annotations and stains."""

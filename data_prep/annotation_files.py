@@ -1,0 +1,196 @@
+"""The files annotations come in: ASAP XML, QuPath GeoJSON, NCRF JSON -> polygons."""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+import shapely
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse as parse_xml
+from shapely.geometry.base import BaseGeometry
+
+from esad_med.base.errors import CaseError
+
+logger = logging.getLogger(__name__)
+
+TUMOR_NAMES = frozenset(
+    {"tumor", "tumour", "_0", "_1", "metastasis", "metastases", "carcinoma", "cancer"}
+    | {"lesion", "positive", "anomaly", "anomalous"}
+)
+EXCLUDED_NAMES = frozenset(
+    {"_2", "exclusion", "exclude", "excluded", "ignore", "ignore*", "normal", "negative", "hole"}
+)
+_POLYGON_TYPES = frozenset({"polygon", "rectangle", "spline"})
+_FARTHEST = 1e7  # no slide is as large, and GEOS stays exact
+
+
+@dataclass
+class Outlines:
+    """Polygons as found in a file, level-0 pixels.
+
+    Attributes:
+        tumor: polygons that are tumour.
+        excluded: polygons to take away from them.
+        unknown: names of groups or classes that are neither.
+        tumor_free: the file itself says that there is no tumour.
+    """
+
+    tumor: list[BaseGeometry] = field(default_factory=list)
+    excluded: list[BaseGeometry] = field(default_factory=list)
+    unknown: set[str] = field(default_factory=set)
+    tumor_free: bool = False
+
+    def add(self, name: str, polygon: BaseGeometry) -> None:
+        """File a polygon under what its group or class name means."""
+        key = name.strip().lower()
+        if key in TUMOR_NAMES:
+            self.tumor.append(polygon)
+        elif key in EXCLUDED_NAMES:
+            self.excluded.append(polygon)
+        else:
+            self.unknown.add(name)
+
+
+def read_asap(path: Path) -> Outlines:
+    """Read ASAP XML: groups Tumor, _0 and _1 are tumour, _2 is normal tissue inside."""
+    try:
+        root = parse_xml(path).getroot()
+    except (ParseError, DefusedXmlException, UnicodeError, LookupError, ValueError) as error:
+        raise CaseError(f"{path.name}: not a well-formed XML file ({error!s})") from error
+    if root is None or root.tag != "ASAP_Annotations":
+        raise CaseError(
+            f"{path.name}: the root element is '{'' if root is None else root.tag}', expected"
+            " 'ASAP_Annotations'; export as ASAP XML or GeoJSON"
+        )
+    outlines = Outlines()
+    for number, item in enumerate(root.iterfind("./Annotations/Annotation"), start=1):
+        where = f"{path.name}: annotation {number} ('{item.get('Name', '')}')"
+        if item.get("Type", "Polygon").lower() in _POLYGON_TYPES:
+            points = [_read_point(where, point) for point in item.iterfind(".//Coordinate")]
+            outlines.add(item.get("PartOfGroup", "None"), make_polygon([points], where))
+    return outlines
+
+
+def read_json_outlines(path: Path) -> Outlines:
+    """Read QuPath GeoJSON (a FeatureCollection, a Feature or a list) or NCRF JSON.
+
+    NCRF JSON is ``{"positive": [{"vertices": [[x, y], ...]}], "negative": [...]}``; an empty
+    ``positive`` beside a filled ``negative`` says that the slide is normal.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CaseError(f"{path.name}: not a JSON file ({error})") from error
+    if isinstance(content, dict) and "positive" in content:
+        return _read_ncrf(path, content)
+    if isinstance(content, dict):
+        content = content.get("features", [content])
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise CaseError(
+            f"{path.name}: neither GeoJSON features nor NCRF's 'positive' and 'negative'; export"
+            " the annotations from QuPath as GeoJSON"
+        )
+    outlines = Outlines()
+    for number, feature in enumerate(content, start=1):
+        _add_feature(outlines, feature, f"{path.name}: feature {number}")
+    return outlines
+
+
+def make_polygon(rings: Sequence[Sequence[tuple[float, float]]], where: str) -> BaseGeometry:
+    """A valid polygon of an outer ring and its holes.
+
+    A ring that crosses itself keeps all it encloses: both lobes of a figure of eight, and what it
+    goes around twice.
+
+    Args:
+        rings: (x, y) of the vertices, the outer ring first.
+        where: file and annotation, for messages.
+
+    Returns:
+        a polygon or multipolygon, empty where the ring encloses nothing.
+    """
+    if not rings or len(rings[0]) < 3:
+        logger.warning("%s: fewer than three points, encloses nothing", where)
+        return shapely.Polygon()
+    holes = [ring for ring in rings[1:] if len(ring) >= 3]
+    polygon: BaseGeometry = shapely.Polygon(rings[0], holes)
+    if not polygon.is_valid:
+        polygon = shapely.make_valid(polygon, method="structure", keep_collapsed=False)
+    return polygons_only(polygon)
+
+
+def polygons_only(geometry: BaseGeometry) -> BaseGeometry:
+    """The area of a geometry, without the lines and points a repair or overlay may leave."""
+    if geometry.geom_type in {"Polygon", "MultiPolygon"}:
+        return geometry
+    parts = [part for part in shapely.get_parts(geometry) if "Polygon" in part.geom_type]
+    return shapely.union_all(parts) if parts else shapely.Polygon()
+
+
+def _read_point(where: str, point: Element) -> tuple[float, float]:
+    return _to_point(where, [point.get("X"), point.get("Y")])
+
+
+def _to_point(where: str, point: object) -> tuple[float, float]:
+    try:
+        x, y = (float(value) for value in point[:2]) if isinstance(point, list) else (np.nan,) * 2
+    except (TypeError, ValueError, OverflowError):
+        x = y = np.nan
+    if not (abs(x) < _FARTHEST and abs(y) < _FARTHEST):
+        raise CaseError(f"{where}: point {point!r} is no position X, Y in level-0 pixels")
+    return x, y
+
+
+def _read_ring(where: str, ring: object) -> list[tuple[float, float]]:
+    if not isinstance(ring, list):
+        raise CaseError(f"{where}: found {type(ring).__name__}, expected a list of points")
+    return [_to_point(where, point) for point in ring]
+
+
+def _read_ncrf(path: Path, content: dict[str, Any]) -> Outlines:
+    outlines = Outlines()
+    for key in ("positive", "negative"):
+        items = content.get(key, [])
+        if not isinstance(items, list):
+            raise CaseError(f"{path.name}: '{key}' is no list of polygons")
+        for number, item in enumerate(items, start=1):
+            where = f"{path.name}: {key} {number}"
+            ring = item.get("vertices") if isinstance(item, dict) else item
+            outlines.add(key, make_polygon([_read_ring(where, ring)], where))
+    outlines.tumor_free = not content["positive"] and bool(content.get("negative"))
+    return outlines
+
+
+def _add_feature(outlines: Outlines, feature: dict[str, Any], where: str) -> None:
+    """File one GeoJSON feature; detections, points and lines are passed over."""
+    properties = feature.get("properties") or {}
+    geometry = feature.get("geometry") or {}
+    if not isinstance(properties, dict) or not isinstance(geometry, dict):
+        raise CaseError(f"{where}: 'properties' and 'geometry' must be JSON objects")
+    kind = geometry.get("type")
+    if properties.get("objectType", "annotation") != "annotation":
+        return
+    if kind not in {"Polygon", "MultiPolygon"}:
+        logger.warning("%s: geometry %s has no area, passed over", where, kind)
+        return
+    polygons = geometry.get("coordinates")
+    polygons = [polygons] if kind == "Polygon" else polygons
+    if not isinstance(polygons, list) or not all(isinstance(rings, list) for rings in polygons):
+        raise CaseError(f"{where}: its coordinates are no list of rings")
+    for rings in polygons:
+        polygon = make_polygon([_read_ring(where, ring) for ring in rings], where)
+        outlines.add(_class_name(properties), polygon)
+
+
+def _class_name(properties: dict[str, Any]) -> str:
+    """QuPath's class, 'Tumor' of 'Tumor: Positive'; the annotation's own name without a class."""
+    value = properties.get("classification") or properties.get("name") or "unclassified"
+    if isinstance(value, dict):
+        names = value.get("names") or [value.get("name", "unclassified")]
+        value = names[0] if isinstance(names, list) and names else "unclassified"
+    return str(value).split(":")[0].strip()

@@ -1,0 +1,99 @@
+"""What a slide's header says: microns per pixel, bits per channel, and a cheap identity."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from esad_med.base.errors import SlideError
+
+MPP_RANGE = (0.05, 20.0)  # µm per pixel of any scanner's level 0; 72 dpi would be 352.8
+_ANISOTROPY = 0.05  # mpp-x and mpp-y may differ by so much
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_UNIT_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
+
+
+def fingerprint_file(path: Path) -> str:
+    """SHA-256 over the size and the first and last MiB; for a .mrxs file with its index."""
+    index = path.with_suffix("") / "Index.dat"  # a .mrxs file is a small picture; the slide is here
+    parts = [path, index] if path.suffix.lower() == ".mrxs" and index.is_file() else [path]
+    state = hashlib.sha256()
+    for part in parts:
+        size = part.stat().st_size
+        state.update(size.to_bytes(8, "little"))
+        with part.open("rb") as file:
+            state.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            state.update(file.read(1 << 20))
+    return state.hexdigest()
+
+
+def refuse_deep_pixels(path: Path) -> None:
+    """OpenSlide reads a 16-bit TIFF as its high bytes without a word: look at the tags."""
+    with path.open("rb") as file:
+        if file.read(4) not in _TIFF_MAGIC:
+            return
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            bits = tiff.pages.first.bitspersample
+    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, OSError, TypeError):
+        return  # OpenSlide did open it, so it is no plain TIFF
+    if np.max(bits) > 8:
+        raise SlideError(
+            f"{path.name}: {np.max(bits)} bits per channel, expected 8; OpenSlide would drop the"
+            " low bits; export the slide with 8 bits per channel"
+        )
+
+
+def find_mpp(name: str, properties: Mapping[str, str], given: float | None) -> tuple[float, str]:
+    """The level-0 mpp and where it comes from, checked to be one a scanner could have."""
+    low, high = MPP_RANGE
+    if given is not None:
+        if not low <= given <= high:
+            raise SlideError(
+                f"{name}: mpp {given:g} was given, expected {low:g} to {high:g} µm per pixel of"
+                " level 0; check --mpp or the manifest's column 'mpp'"
+            )
+        return float(given), "given"
+    x, y, source = _read_mpp(properties)
+    if x is None:
+        raise SlideError(
+            f"{name}: no microns-per-pixel (looked at openslide.mpp-x, tiff.XResolution); pass"
+            " --mpp or add column 'mpp' to the manifest"
+        )
+    y = x if y is None else y
+    mpp = (x + y) / 2
+    if not low <= mpp <= high:
+        raise SlideError(
+            f"{name}: {source} says {mpp:.4g} µm per pixel, expected {low:g} to {high:g}"
+            f"{' (72 dpi is a default, no measurement)' if abs(mpp - 352.8) < 1 else ''}; pass the"
+            " true value with --mpp or add column 'mpp' to the manifest"
+        )
+    if abs(x - y) > _ANISOTROPY * mpp:
+        raise SlideError(
+            f"{name}: {source} says {x:.4g} µm per pixel in x and {y:.4g} in y, expected the same;"
+            " pass the true value with --mpp or add column 'mpp' to the manifest"
+        )
+    return mpp, source
+
+
+def _read_mpp(properties: Mapping[str, str]) -> tuple[float | None, float | None, str]:
+    x, y = (_positive(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    if x is not None:
+        return x, y, "openslide.mpp-x"
+    per_unit = [_positive(properties.get(f"tiff.{axis}Resolution")) for axis in "XY"]
+    unit = _UNIT_UM.get(properties.get("tiff.ResolutionUnit", ""))
+    if unit is None:
+        return None, None, ""
+    x, y = (unit / value if value else None for value in per_unit)
+    return x, y, "tiff.XResolution"
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None

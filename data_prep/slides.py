@@ -1,0 +1,252 @@
+"""Opening whole slides: microns per pixel, pyramid levels, and pixels on a white ground."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import openslide
+from PIL import Image
+
+from data_prep.slide_header import find_mpp, fingerprint_file, refuse_deep_pixels
+from esad_med.base.errors import SlideError
+
+logger = logging.getLogger(__name__)
+
+SLIDE_SUFFIXES = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi"}
+    | {".dcm"}
+)
+_OVERVIEW_PIXELS = 1 << 24  # an overview is at most 16 Mpx, whatever mpp is asked for
+_BLOCK_PIXELS = 1 << 22  # read at a time for an overview
+_READ_PIXELS = 1 << 28  # the most one read_region may ask for
+_CACHE_BYTES = 128 << 20  # must hold a row of source tiles, or each is decoded many times
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A small picture of a whole slide.
+
+    Attributes:
+        rgb: (h, w, 3) uint8 on white.
+        downsample: level-0 pixels per pixel of ``rgb``, exact.
+        readable: (h, w) bool; False where the file is damaged and ``rgb`` is plain white.
+    """
+
+    rgb: npt.NDArray[np.uint8]
+    downsample: float
+    readable: npt.NDArray[np.bool_]
+
+
+class Slide:
+    """An open whole slide; made by `open_slide`, closed by ``with``. Sizes are (width, height).
+
+    Attributes:
+        path: the file.
+        size_level0: (width, height) in level-0 pixels.
+        mpp: level-0 resolution in µm per pixel, the mean of x and y.
+        mpp_source: which property said so, or "given".
+        vendor: OpenSlide's name of the format.
+        level_downsamples: level-0 pixels per pixel, for each level; the first is 1.
+        level_sizes: (width, height) of each level.
+    """
+
+    def __init__(self, path: Path, *, mpp: float | None = None) -> None:
+        """Open ``path``; see `open_slide`."""
+        self.path = path
+        self._handle = _open_handle(path)
+        try:
+            refuse_deep_pixels(path)
+            self.size_level0: tuple[int, int] = self._handle.dimensions
+            self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
+            self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
+            self.vendor = str(self._handle.properties.get("openslide.vendor", "unknown"))
+            self.mpp, self.mpp_source = find_mpp(path.name, dict(self._handle.properties), mpp)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; reading from it afterwards is a mistake."""
+        self._handle.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the size and the first and last MiB: tells files apart, and is cheap."""
+        return fingerprint_file(self.path)
+
+    def read_region(
+        self, xy_level0: tuple[int, int], level: int, size_px: tuple[int, int]
+    ) -> npt.NDArray[np.uint8]:
+        """Read pixels of one level.
+
+        Args:
+            xy_level0: top-left corner (x, y) in level-0 pixels.
+            level: index into ``level_downsamples``.
+            size_px: (width, height) in pixels of that level.
+
+        Returns:
+            (height, width, 3) uint8, OpenSlide's pixels; white outside the scanned area.
+
+        Raises:
+            SlideError: the file is damaged there. Later reads elsewhere work.
+        """
+        if size_px[0] * size_px[1] > _READ_PIXELS or not 0 <= level < len(self.level_sizes):
+            raise ValueError(f"read_region of {size_px} at level {level} is out of bounds")
+        try:
+            return _on_white(self._handle.read_region(xy_level0, level, size_px))
+        except openslide.OpenSlideError as error:
+            self._reopen()
+            raise SlideError(
+                f"{self.path.name}: damaged at x={xy_level0[0]}, y={xy_level0[1]} (level {level},"
+                f" {size_px[0]}x{size_px[1]} px): {error}; copy or export the slide again"
+            ) from error
+
+    def read_overview(self, mpp: float) -> Overview:
+        """Read the whole slide at about ``mpp`` µm per pixel, by means of areas, 16 Mpx at most.
+
+        Damaged parts stay white and are marked, so that one bad tile does not cost the slide.
+        """
+        wanted = max(mpp / self.mpp, (np.prod(self.size_level0) / _OVERVIEW_PIXELS) ** 0.5, 1.0)
+        level = max(i for i, d in enumerate(self.level_downsamples) if d <= wanted * 1.05)
+        factor = max(1, round(wanted / self.level_downsamples[level]))
+        width, height = self.level_sizes[level]
+        rgb = np.full((-(-height // factor), -(-width // factor), 3), 255, np.uint8)
+        readable = np.zeros(rgb.shape[:2], bool)
+        edge = max(1, round(_BLOCK_PIXELS**0.5) // factor)
+        for y in range(0, rgb.shape[0], edge):
+            for x in range(0, rgb.shape[1], edge):
+                self._fill_overview(rgb, readable, (x, y), edge, level, factor)
+        return Overview(rgb, factor * self.level_downsamples[level], readable)
+
+    def thumbnail(self, mpp: float) -> tuple[npt.NDArray[np.uint8], float]:
+        """The (h, w, 3) uint8 picture of `read_overview` and its exact downsample."""
+        overview = self.read_overview(mpp)
+        return overview.rgb, overview.downsample
+
+    def _fill_overview(
+        self,
+        rgb: npt.NDArray[np.uint8],
+        readable: npt.NDArray[np.bool_],
+        xy: tuple[int, int],
+        edge: int,
+        level: int,
+        factor: int,
+    ) -> None:
+        """Fill one square of an overview; a damaged one by quarters, as far down as 256 px."""
+        downsample = self.level_downsamples[level]
+        (x, y), (width, height) = xy, self.level_sizes[level]
+        size = (
+            min(edge * factor, width - x * factor),
+            min(edge * factor, height - y * factor),
+        )
+        if size[0] <= 0 or size[1] <= 0:
+            return
+        corner = (round(x * factor * downsample), round(y * factor * downsample))
+        try:
+            part = _shrink(self.read_region(corner, level, size), factor)
+        except SlideError as error:
+            half = -(-edge // 2)
+            if edge == 1 or edge * factor <= 256:
+                logger.warning("%s", error)
+                return
+            for dy in (0, half):
+                for dx in (0, half):
+                    self._fill_overview(rgb, readable, (x + dx, y + dy), half, level, factor)
+            return
+        rows, columns = part.shape[:2]
+        rgb[y : y + rows, x : x + columns] = part
+        readable[y : y + rows, x : x + columns] = True
+
+    def _reopen(self) -> None:
+        """OpenSlide's errors stick to the handle: take a new one."""
+        self._handle.close()
+        self._handle = _open_handle(self.path)
+
+
+def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
+    """Open a whole slide.
+
+    Args:
+        path: any file OpenSlide opens.
+        mpp: level-0 resolution in µm per pixel that overrides the file's own.
+
+    Raises:
+        SlideError: no such file, empty, not a slide, truncated, more than 8 bits per channel, no
+            resolution, or one that no scanner has.
+    """
+    return Slide(Path(path), mpp=mpp)
+
+
+def find_slides(folder: Path) -> Iterator[Path]:
+    """The files directly in ``folder`` that are slides by their suffix, sorted by name."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SLIDE_SUFFIXES and path.is_file():
+            yield path
+
+
+def _open_handle(path: Path) -> openslide.OpenSlide:
+    if not path.is_file():
+        reason = "is a folder, expected a slide file" if path.is_dir() else "does not exist"
+        raise SlideError(f"{path.name}: {reason}; check the path")
+    try:
+        size = path.stat().st_size
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise SlideError(f"{path.name}: cannot be read ({error.strerror})") from error
+    if size == 0:
+        raise SlideError(f"{path.name}: the file is empty (0 bytes), expected a whole slide")
+    try:
+        handle = openslide.OpenSlide(str(path))
+        handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise SlideError(
+            f"{path.name}: not a slide that OpenSlide {openslide.__library_version__} knows, or"
+            f" its beginning or directory is damaged ({size} bytes); check the format or copy the"
+            " file again"
+        ) from error
+    except openslide.OpenSlideError as error:
+        raise SlideError(
+            f"{path.name}: damaged or truncated ({error}); copy or export the slide again"
+        ) from error
+    return handle
+
+
+def _on_white(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """RGBA -> RGB over white; opaque pixels are untouched."""
+    rgba = np.asarray(image)  # (h, w, 4)
+    rgb = rgba[..., :3].copy()
+    alpha = rgba[..., 3]
+    if alpha.min(initial=255) < 255:
+        where = alpha < 255
+        share = alpha[where, None].astype(np.float32) / 255
+        rgb[where] = np.rint(rgb[where] * share + 255 * (1 - share)).astype(np.uint8)
+    return rgb
+
+
+def _shrink(rgb: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
+    """Means of factor x factor pixels; what is left over at the edges has its own, smaller mean."""
+    if factor == 1:
+        return rgb
+    rows = np.arange(0, rgb.shape[0], factor)
+    columns = np.arange(0, rgb.shape[1], factor)
+    sums = np.add.reduceat(np.add.reduceat(rgb, rows, 0, dtype=np.uint32), columns, 1)
+    heights = np.diff(np.append(rows, rgb.shape[0]))
+    widths = np.diff(np.append(columns, rgb.shape[1]))
+    areas = (heights[:, None] * widths)[..., None]
+    return np.asarray((sums + areas // 2) // areas, np.uint8)

@@ -1,0 +1,381 @@
+"""What scores are worth against the truth: AUC with its interval, operating points, per slide."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from sklearn import metrics
+
+from esad_med.base.errors import CaseError
+
+By = Literal["auto", "patient", "slide", "tile"]
+Floats = npt.NDArray[np.float64]
+
+SPECIFICITIES = (0.9, 0.95, 0.99)
+SCORES = ("score", "reconstruction", "norm")
+REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "truth", "score")
+_UNIT_COLUMNS = {"patient": "patient_id", "slide": "case_id"}
+_GROUP_MEASURES = ("auc", "auc_low", "auc_high", "average_precision", "set_aside")
+_CHUNK = 4_000_000  # weights held at once by the bootstrap
+
+
+def auc(truth: npt.ArrayLike, score: npt.ArrayLike) -> float:
+    """Area under the ROC curve, 0-1: how often an anomalous sample outscores a normal one.
+
+    Args:
+        truth: (n,) 0 normal, 1 anomalous; both must occur.
+        score: (n,) finite, higher is more anomalous; a tie counts one half.
+    """
+    return float(metrics.roc_auc_score(truth, score))
+
+
+def average_precision(truth: npt.ArrayLike, score: npt.ArrayLike) -> float:
+    """Mean precision over the anomalous samples in falling order of score, 0-1."""
+    return float(metrics.average_precision_score(truth, score))
+
+
+def roc_curve(truth: npt.ArrayLike, score: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """False-positive and true-positive rate at every distinct threshold, (k,) each, from 0 to 1."""
+    fpr, tpr, _ = metrics.roc_curve(truth, score, drop_intermediate=False)
+    return fpr, tpr
+
+
+def sensitivity_at_specificity(
+    truth: npt.ArrayLike, score: npt.ArrayLike, specificity: float
+) -> float:
+    """Highest sensitivity among thresholds that pass at least this share of the normals."""
+    fpr, tpr = roc_curve(truth, score)
+    return float(tpr[fpr <= 1 - specificity + 1e-9].max())
+
+
+def set_aside_share(
+    truth: npt.ArrayLike, score: npt.ArrayLike, *, sensitivity: float = 0.99
+) -> float:
+    """Share of the normals nobody must look at when this share of the anomalous is to be found."""
+    fpr, tpr = roc_curve(truth, score)
+    return float(1 - fpr[tpr >= sensitivity - 1e-9].min())
+
+
+def bootstrap_auc(
+    truth: npt.ArrayLike,
+    score: npt.ArrayLike,
+    groups: npt.ArrayLike | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of the AUC when whole groups are drawn again with replacement.
+
+    A resample is a weight per sample: how often its group was drawn. The scores are sorted once;
+    every AUC is then a cumulated sum of weights. Resamples that lack a class are left out.
+
+    Args:
+        truth: (n,) 0 normal, 1 anomalous.
+        score: (n,) finite, higher is more anomalous.
+        groups: (n,) patient or slide of each sample; None draws single samples.
+        resamples: how many.
+        seed: of the drawing.
+        level: share of the resamples inside the interval.
+
+    Returns:
+        (low, high), or NaN for both where fewer than half of the resamples hold both classes, as
+        when there is a single group.
+    """
+    labels, values = np.asarray(truth, dtype=bool), np.asarray(score, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    labels = labels[order]
+    first = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
+    codes = np.arange(len(labels)) if groups is None else pd.factorize(np.asarray(groups))[0]
+    codes, count = codes[order], int(codes.max()) + 1
+    if count < 2:
+        return float("nan"), float("nan")
+    random = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK // len(labels))
+    found = np.empty(resamples)
+    for at in range(0, resamples, chunk):
+        weights = _draw(random, min(chunk, resamples - at), count)[:, codes]
+        found[at : at + chunk] = _weighted_aucs(weights, labels, first)
+    found = found[np.isfinite(found)]
+    if len(found) < resamples / 2:
+        return float("nan"), float("nan")
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _draw(random: np.random.Generator, rows: int, count: int) -> Floats:
+    """How often each of ``count`` groups comes up in each of ``rows`` drawings, (rows, count)."""
+    drawn = random.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(float)
+
+
+def _weighted_aucs(
+    weights: Floats, labels: npt.NDArray[np.bool_], first: npt.NDArray[np.intp]
+) -> Floats:
+    """AUC of each row of weights (r, n); samples in rising order, ``first`` starts each tie."""
+    normal = np.add.reduceat(weights * ~labels, first, axis=1)
+    anomalous = np.add.reduceat(weights * labels, first, axis=1)
+    below = np.cumsum(normal, axis=1) - normal / 2
+    pairs = normal.sum(axis=1) * anomalous.sum(axis=1)
+    wins = (anomalous * below).sum(axis=1)
+    found: Floats = np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
+    return found
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What one score is worth; shares between 0 and 1, intervals at 95 %.
+
+    Attributes:
+        n_normal: normal samples.
+        n_anomalous: anomalous samples.
+        auc: area under the ROC curve.
+        auc_low: lower end of its bootstrap interval, NaN where it cannot be told.
+        auc_high: upper end.
+        average_precision: as in `average_precision`; chance is the share of anomalous samples.
+        sensitivity_at: specificity in percent ("90", "95", "99") -> sensitivity.
+        set_aside: share of normals set aside at 99 % sensitivity.
+    """
+
+    n_normal: int
+    n_anomalous: int
+    auc: float
+    auc_low: float
+    auc_high: float
+    average_precision: float
+    sensitivity_at: Mapping[str, float]
+    set_aside: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `evaluate`.
+
+    Attributes:
+        resampled_by: "patient", "slide" or "tile": what the intervals are drawn by.
+        note: why, and what to think of it.
+        units: how many patients, slides or tiles were resampled.
+        n_unknown: samples left out because their truth is unknown.
+        measures: "score", "reconstruction", "norm" (where given) -> what it is worth per sample.
+        slide_measures: the same for slide scores, or None where slides lack a class or a score.
+        slides: a row per case: case_id, truth, n, n_anomalous, auc, slide_score (NaN if unknown).
+        groups: a row per value of the group column, or None.
+    """
+
+    resampled_by: str
+    note: str
+    units: int
+    n_unknown: int
+    measures: Mapping[str, Measures]
+    slide_measures: Measures | None
+    slides: pd.DataFrame
+    groups: pd.DataFrame | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; NaN becomes None."""
+        plain: dict[str, Any] = _without_nan(
+            {
+                "resampled_by": self.resampled_by,
+                "note": self.note,
+                "units": self.units,
+                "n_unknown": self.n_unknown,
+                "measures": {name: asdict(found) for name, found in self.measures.items()},
+                "slide_measures": asdict(self.slide_measures) if self.slide_measures else None,
+                "slides": self.slides.to_dict("records"),
+                "groups": None if self.groups is None else self.groups.to_dict("records"),
+            }
+        )
+        return plain
+
+
+def evaluate(
+    table: pd.DataFrame,
+    *,
+    by: By = "auto",
+    group: str | None = None,
+    slide_scores: Mapping[str, float] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Compare scores with the truth, per sample, per slide and per group.
+
+    Args:
+        table: a row per sample with `REQUIRED_COLUMNS`; ``reconstruction`` and ``norm`` are
+            evaluated where they are given. Cells may be strings, as read from a CSV. Rows whose
+            truth is empty are left out and counted.
+        by: what the intervals are resampled by; "auto" takes the patient, else the slide, else the
+            tile, and says so.
+        group: a column to break the result down by, such as a scanner or hospital.
+        slide_scores: case_id -> slide score, by a rule of the caller's.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        CaseError: columns are missing, scores are not finite, truth is not 0 or 1, a class is
+            missing, or patients or slides are asked for and not known.
+    """
+    known, n_unknown = _check_table(table, group)
+    resampled_by, note = _choose_unit(known, by)
+    units = _units(known, resampled_by)
+    present = [name for name in SCORES if name in known]
+    measures = {
+        name: _measure(known["truth"], known[name], units, resamples=resamples, seed=seed)
+        for name in present
+    }
+    slides = _tabulate_slides(known, slide_scores or {})
+    return Evaluation(
+        resampled_by=resampled_by,
+        note=note,
+        units=len(known) if units is None else int(units.nunique()),
+        n_unknown=n_unknown,
+        measures=measures,
+        slide_measures=_measure_slides(slides, known, resampled_by, resamples, seed),
+        slides=slides,
+        groups=_tabulate_groups(known, group, resampled_by, resamples, seed) if group else None,
+    )
+
+
+def _check_table(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, int]:
+    """The rows whose truth is known, with numbers as numbers, and how many were left out."""
+    needed = [*REQUIRED_COLUMNS, *([group] if group else [])]
+    if missing := [name for name in needed if name not in table]:
+        raise CaseError(
+            f"scores: column '{missing[0]}' is missing; found {', '.join(map(str, table.columns))};"
+            f" expected {', '.join(needed)}"
+        )
+    known = table.copy()
+    for name in dict.fromkeys((*_UNIT_COLUMNS.values(), *([group] if group else []))):
+        known[name] = known[name].fillna("").astype(str)
+    known["truth"] = _read_truth(known["truth"])
+    known = known[known["truth"].notna()].reset_index(drop=True)
+    known["truth"] = known["truth"].astype(int)
+    for name in (name for name in SCORES if name in known):
+        known[name] = pd.to_numeric(known[name], errors="coerce").astype(float)
+        if bad := int((~np.isfinite(known[name])).sum()):
+            raise CaseError(
+                f"scores: column '{name}' holds {bad} values that are not finite numbers, expected"
+                " none; score these samples again"
+            )
+    counts = known["truth"].value_counts()
+    for value, word in ((0, "normal"), (1, "anomalous")):
+        if value not in counts:
+            raise CaseError(
+                f"scores: no {word} sample (truth {value}) among {len(known)} with a known truth;"
+                " both classes are needed to tell how well they are kept apart"
+            )
+    return known, len(table) - len(known)
+
+
+def _read_truth(column: pd.Series) -> pd.Series:
+    empty = column.isna() | (column.astype(str).str.strip() == "")
+    numbers = pd.to_numeric(column.mask(empty), errors="coerce").astype(float)
+    if not (numbers.isin([0, 1]) | empty).all():
+        found = column[~(numbers.isin([0, 1]) | empty)].iloc[0]
+        raise CaseError(f"scores: truth {found!r}, expected 0 (normal), 1 (anomalous) or empty")
+    return numbers
+
+
+def _choose_unit(table: pd.DataFrame, by: By) -> tuple[str, str]:
+    """What to resample by, and the sentence that says why."""
+    alike = "tiles of one slide are alike, so the true interval is wider"
+    if by == "tile":
+        return by, f"resampled by tile, as asked; {alike}"
+    if by != "auto":
+        name = _UNIT_COLUMNS[by]
+        if unknown := int((table[name] == "").sum()):
+            raise CaseError(
+                f"scores: the {by} of {unknown} of {len(table)} samples is unknown, expected all;"
+                f" fill in column '{name}' or resample by tile"
+            )
+        return by, f"resampled by {by}, as asked"
+    patients, slides = table["patient_id"], table["case_id"]
+    if (patients != "").all() and patients.nunique() > 1:
+        return "patient", "resampled by patient"
+    rows_are_slides = bool((slides == table["sample_id"].astype(str)).all())
+    if (slides != "").all() and 1 < slides.nunique() < len(table) + rows_are_slides:
+        return "slide", "resampled by slide, since patients are not known"
+    return (
+        "tile",
+        f"resampled by tile, since neither patients nor several slides are known; {alike}",
+    )
+
+
+def _units(table: pd.DataFrame, resampled_by: str) -> pd.Series | None:
+    return table[_UNIT_COLUMNS[resampled_by]] if resampled_by in _UNIT_COLUMNS else None
+
+
+def _measure(
+    truth: pd.Series, score: pd.Series, units: pd.Series | None, *, resamples: int, seed: int
+) -> Measures:
+    low, high = bootstrap_auc(truth, score, units, resamples=resamples, seed=seed)
+    return Measures(
+        n_normal=int((truth == 0).sum()),
+        n_anomalous=int((truth == 1).sum()),
+        auc=auc(truth, score),
+        auc_low=low,
+        auc_high=high,
+        average_precision=average_precision(truth, score),
+        sensitivity_at={
+            f"{share:.0%}".rstrip("%"): sensitivity_at_specificity(truth, score, share)
+            for share in SPECIFICITIES
+        },
+        set_aside=set_aside_share(truth, score),
+    )
+
+
+def _tabulate_slides(table: pd.DataFrame, slide_scores: Mapping[str, float]) -> pd.DataFrame:
+    """One row per case; a slide is anomalous when any of its samples is."""
+    rows = [
+        {
+            "case_id": str(case_id),
+            "truth": int(part["truth"].max()),
+            "n": len(part),
+            "n_anomalous": int(part["truth"].sum()),
+            "auc": auc(part["truth"], part["score"]) if part["truth"].nunique() == 2 else np.nan,
+            "slide_score": float(slide_scores.get(str(case_id), np.nan)),
+        }
+        for case_id, part in table.groupby("case_id", sort=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _measure_slides(
+    slides: pd.DataFrame, table: pd.DataFrame, resampled_by: str, resamples: int, seed: int
+) -> Measures | None:
+    """What the slide scores are worth, where every slide has one and both classes occur."""
+    if slides["truth"].nunique() < 2 or not np.isfinite(slides["slide_score"]).all():
+        return None
+    patient = table.groupby("case_id")["patient_id"].first()
+    units = slides["case_id"].map(patient) if resampled_by == "patient" else None
+    return _measure(slides["truth"], slides["slide_score"], units, resamples=resamples, seed=seed)
+
+
+def _tabulate_groups(
+    table: pd.DataFrame, group: str, resampled_by: str, resamples: int, seed: int
+) -> pd.DataFrame:
+    """One row per value of the group column; shares are NaN where a class is missing."""
+    rows: list[dict[str, object]] = []
+    for name, part in table.groupby(group, sort=True):
+        row: dict[str, object] = {
+            group: str(name),
+            "n": len(part),
+            "n_anomalous": int(part["truth"].sum()),
+        }
+        found = dict.fromkeys(_GROUP_MEASURES, float("nan"))
+        if part["truth"].nunique() == 2:
+            units = _units(part, resampled_by)
+            measured = _measure(part["truth"], part["score"], units, resamples=resamples, seed=seed)
+            found = {key: getattr(measured, key) for key in _GROUP_MEASURES}
+        rows.append(row | found)
+    return pd.DataFrame(rows)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

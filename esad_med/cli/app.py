@@ -1,0 +1,81 @@
+"""The application, its exit codes, and how errors and results are shown.
+
+Exit codes: 0 done, 2 usage, 3 finished but some cases were set aside, 4 configuration, data or
+environment, 130 interrupted.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import typer
+
+from esad_med.base.errors import EsadError
+
+EXIT_SET_ASIDE = 3
+EXIT_ERROR = 4
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="esad-med",
+    help="Screen pathology slides and triage chest X-rays with very few labelled anomalies."
+    " Research use only, not for diagnosis.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    for module in ("samples", "detectors", "slides", "doctor"):  # in the order of --help
+        import_module(f"esad_med.cli.{module}")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app(arguments)
+    except EsadError as error:
+        fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted; complete results stand, half-written ones were removed")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_ERROR)
+
+
+def say(line: str) -> None:
+    """One line for people, on stderr, so that stdout stays for results."""
+    from esad_med.cli.progress import print_line
+
+    print_line(line)
+
+
+def fail(message: str) -> None:
+    """Show an error and leave."""
+    say(f"error: {message}")
+    sys.exit(EXIT_ERROR)
+
+
+def finish(
+    summary: Mapping[str, Any], lines: Sequence[str], *, as_json: bool, set_aside: int = 0
+) -> None:
+    """Print the result to stdout, as JSON or for people, and leave with 3 if cases were set aside.
+
+    Args:
+        summary: plain values for ``--json``.
+        lines: the same for people.
+        as_json: which of the two.
+        set_aside: how many cases or tiles could not be used.
+    """
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        for line in lines:
+            print(line)
+    if set_aside:
+        raise typer.Exit(EXIT_SET_ASIDE)

@@ -1,0 +1,101 @@
+"""`esad-med train`, `score` and `evaluate`: from a SampleStore to a Detector to its worth."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from esad_med.cli.app import app, finish, say
+from esad_med.cli.options import ConfigFile, DetectorFolder, Json, Overwrite, Set, overrides
+
+
+@app.command("train")
+def train(
+    store: Annotated[Path, typer.Argument(help="SampleStore made by `tile` or `import`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new Detector.")],
+    preset: Annotated[str | None, typer.Option(help="recommended, or paper.")] = None,
+    width: Annotated[float | None, typer.Option(help="Scales the channels; 1 is Table 6.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the normals.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides every random choice.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    config: ConfigFile = None,
+    settings: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last epoch.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a detector on unlabelled samples and a few labelled outliers."""
+    from esad_med.base.config import load_config
+    from esad_med.base.errors import ConfigError
+    from esad_med.base.store import SampleStore
+    from esad_med.cli.progress import ProgressBar
+    from esad_med.method.config import TrainConfig
+    from esad_med.method.trainer import train as run
+
+    flags = overrides(
+        settings,
+        preset=preset,
+        network__width=width,
+        epochs=epochs,
+        seed=seed,
+        device=device,
+    )
+    chosen = load_config(TrainConfig, config, flags)
+    if (out / "contract.json").exists() and not (overwrite or resume):
+        raise ConfigError(
+            f"{out}: holds a detector already; choose another --out, or pass --overwrite"
+        )
+    samples = SampleStore(store)
+    samples.verify()
+    with ProgressBar() as progress:
+        detector = run(samples, chosen, out, resume=resume, progress=progress, say=say)
+    finish(
+        detector.summary(),
+        [f"detector in {out}", *(f"  {k}: {v}" for k, v in detector.summary().items())],
+        as_json=as_json,
+    )
+
+
+@app.command("score")
+def score(
+    store: Annotated[Path, typer.Argument(help="SampleStore to score.")],
+    detector: DetectorFolder,
+    out: Annotated[Path, typer.Option(help="CSV to write.")],
+    split: Annotated[str | None, typer.Option(help="Only train, val or test.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score every sample of a store: the score, its percentile and both terms."""
+    from esad_med.base.store import SampleStore
+    from esad_med.cli.progress import ProgressBar
+    from esad_med.method.detector import Detector
+    from pipelines.scoring import score_store
+
+    model = Detector.load(detector, device=device)
+    with ProgressBar() as progress:
+        table = score_store(SampleStore(store), model, out, split=split, progress=progress)
+    summary = {"samples": len(table), "out": str(out), "detector": model.digest}
+    finish(summary, [f"{len(table)} scores, in {out}"], as_json=as_json)
+
+
+@app.command("evaluate")
+def evaluate(
+    scores: Annotated[
+        Path, typer.Argument(help="CSV of `score` or `screen` with truth, or a folder of `screen`.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON, CSV and figures.")] = None,
+    by: Annotated[
+        Literal["auto", "patient", "slide", "tile"],
+        typer.Option(help="What the intervals are resampled by."),
+    ] = "auto",
+    group: Annotated[str | None, typer.Option(help="Column to break results down by.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what scores are worth: AUC with its interval, and what could be set aside."""
+    from pipelines.scoring import evaluate_scores
+
+    result = evaluate_scores(scores, out, by=by, group=group)
+    lines = [str(result)]
+    if out is not None:
+        lines.append(f"evaluation.json, tables and figures in {out}")
+    finish(result.to_dict(), lines, as_json=as_json)

@@ -1,0 +1,36 @@
+"""Options that several commands share, declared once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of differences from the defaults.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="One setting, KEY=VALUE, such as tiles.mpp=0.5; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]
+DetectorFolder = Annotated[Path, typer.Option("--detector", help="Folder made by `train`.")]
+Slides = Annotated[
+    list[Path], typer.Argument(help="Slides, folders of slides, or one manifest CSV.")
+]
+Mpp = Annotated[
+    float | None,
+    typer.Option("--slide-mpp", help="Level-0 µm per pixel, for slides that do not say it."),
+]
+Annotations = Annotated[
+    Path | None,
+    typer.Option(help="Folder of outlines named like the slides: ASAP XML, GeoJSON, mask image."),
+]
+
+
+def overrides(settings: list[str] | None, **flags: object) -> list[str]:
+    """``--set`` strings of the flags that were given, then the user's own; the last one wins."""
+    given = [
+        f"{key.replace('__', '.')}={value}" for key, value in flags.items() if value is not None
+    ]
+    return [*given, *(settings or [])]

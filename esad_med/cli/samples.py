@@ -1,0 +1,185 @@
+"""`esad-med tile` and `esad-med import`: pictures become a SampleStore."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esad_med.cli.app import app, finish, say
+from esad_med.cli.options import (
+    Annotations,
+    ConfigFile,
+    Json,
+    Mpp,
+    Overwrite,
+    Set,
+    Slides,
+    overrides,
+)
+
+Target = Annotated[
+    Path | None,
+    typer.Option("--target", help="Stain target: a picture, a stored target, or a store."),
+]
+Stain = Annotated[str | None, typer.Option(help="vahadane, staintools, macenko, reinhard or none.")]
+
+
+@app.command("tile")
+def tile(
+    slides: Slides,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new SampleStore.")] = None,
+    annotations: Annotations = None,
+    mpp: Annotated[float | None, typer.Option(help="Tile resolution, µm per pixel.")] = None,
+    size: Annotated[int | None, typer.Option(help="Tile edge in pixels.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Step between tiles in pixels.")] = None,
+    stain: Stain = None,
+    target: Target = None,
+    min_tissue: Annotated[float | None, typer.Option(help="Least share of tissue.")] = None,
+    slide_mpp: Mpp = None,
+    protocol: Annotated[
+        str, typer.Option(help="grid, or dpa for the published Camelyon16 cells.")
+    ] = "grid",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count tiles, write nothing.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Also write every tile as PNG.")] = False,
+    hdf5: Annotated[
+        bool, typer.Option("--hdf5", help="Also write CLAM / TRIDENT coordinates.")
+    ] = False,
+    config: ConfigFile = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Cut slides into stain-normalized tiles: one SampleStore, a picture of the grid per slide."""
+    from esad_med.base.config import load_config
+    from esad_med.cli.progress import ProgressBar
+    from pipelines.pathology import PathologyConfig, find_cases, load_target
+    from pipelines.tiling import plan_slides, tile_slides
+
+    if protocol == "dpa":
+        _tile_cells(slides, out, target, config, settings, overwrite, as_json)
+        return
+    if protocol != "grid":
+        raise typer.BadParameter(f"'{protocol}' is not one of grid, dpa", param_hint="--protocol")
+    flags = overrides(
+        settings,
+        tiles__mpp=mpp,
+        tiles__size_px=size,
+        tiles__stride_px=stride or size,
+        tiles__min_tissue=min_tissue,
+        stain__method=stain,
+    )
+    chosen = load_config(PathologyConfig, config, flags)
+    cases = find_cases(slides, mpp=slide_mpp, annotations=annotations)
+    with ProgressBar() as progress:
+        if dry_run:
+            summary = plan_slides(cases, chosen, say=say)
+        else:
+            summary = tile_slides(
+                cases,
+                _required(out),
+                chosen,
+                target=load_target(target, chosen.stain),
+                png=png,
+                coordinates=hdf5,
+                overwrite=overwrite,
+                say=say,
+                progress=progress,
+            )
+    finish(
+        summary.to_dict(),
+        [str(summary)],
+        as_json=as_json,
+        set_aside=len(summary.failures),
+    )
+
+
+def _tile_cells(
+    lists: list[Path],
+    out: Path | None,
+    target: Path | None,
+    config: Path | None,
+    settings: list[str] | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from esad_med.base.config import load_config
+    from esad_med.cli.progress import ProgressBar
+    from pipelines.cells import CellConfig, tile_cells
+    from pipelines.pathology import load_target
+
+    chosen = load_config(CellConfig, config, settings or [])
+    with ProgressBar() as progress:
+        summary = tile_cells(
+            lists,
+            _required(out),
+            chosen,
+            target=load_target(target, chosen.stain),
+            overwrite=overwrite,
+            say=say,
+            progress=progress,
+        )
+    finish(summary.to_dict(), [str(summary)], as_json=as_json, set_aside=len(summary.failures))
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Folder that the table's paths start from.")],
+    table: Annotated[Path, typer.Option(help="CSV with a row per picture.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new SampleStore.")],
+    path: Annotated[str | None, typer.Option(help="Column of the picture's path.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of 0 / 1, normal / tumor.")] = None,
+    id: Annotated[str | None, typer.Option(help="Column of unique names.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column of the slide a tile is from.")] = None,
+    patient: Annotated[str | None, typer.Option(help="Column of the patient.")] = None,
+    split: Annotated[str | None, typer.Option(help="Column of train / val / test.")] = None,
+    crop: Annotated[int | None, typer.Option(help="Edge of the central crop, pixels.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Resolution, µm per pixel.")] = None,
+    stain: Stain = None,
+    stain_by: Annotated[str | None, typer.Option(help="One matrix per group, or per set.")] = None,
+    target: Target = None,
+    config: ConfigFile = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Read a folder of tile pictures and a table into a SampleStore."""
+    from esad_med.base.config import load_config
+    from esad_med.cli.progress import ProgressBar
+    from pipelines.importing import ImportConfig, import_tiles
+    from pipelines.pathology import load_target
+
+    columns = {"path": path, "label": label, "id": id, "group": group}
+    columns |= {"patient": patient, "split": split}
+    flags = overrides(
+        settings,
+        **{f"columns__{name}": column for name, column in columns.items()},
+        size_px=crop,
+        mpp=mpp,
+        stain__method=stain,
+        stain_by=stain_by,
+    )
+    chosen = load_config(ImportConfig, config, flags)
+    with ProgressBar() as progress:
+        summary = import_tiles(
+            folder,
+            table,
+            out,
+            chosen,
+            target=load_target(target, chosen.stain),
+            overwrite=overwrite,
+            progress=progress,
+        )
+    for failure in summary.failures:
+        say(f"{failure.case_id}: set aside, {failure.message}")
+    finish(
+        summary.to_dict(),
+        [f"{summary}, in {out}"],
+        as_json=as_json,
+        set_aside=len(summary.failures),
+    )
+
+
+def _required(out: Path | None) -> Path:
+    if out is None:
+        raise typer.BadParameter("is missing: where should the store go?", param_hint="--out")
+    return out

@@ -1,0 +1,63 @@
+"""`esad-med screen` and `esad-med demo`: from slides to slide scores, heat maps and reports."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esad_med.cli.app import app, finish, say
+from esad_med.cli.options import (
+    Annotations,
+    ConfigFile,
+    DetectorFolder,
+    Json,
+    Mpp,
+    Set,
+    Slides,
+)
+
+
+@app.command("screen")
+def screen(
+    slides: Slides,
+    detector: DetectorFolder,
+    out: Annotated[Path, typer.Option(help="Folder for the results, one folder per slide in it.")],
+    annotations: Annotations = None,
+    slide_mpp: Mpp = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    config: ConfigFile = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Score whole slides: a score, a heat map and a report each."""
+    from esad_med.cli.progress import ProgressBar
+    from esad_med.method.detector import Detector
+    from pipelines.pathology import find_cases
+    from pipelines.screening import screen_slides, screening_config
+
+    model = Detector.load(detector, device=device)
+    chosen = screening_config(model, config, settings or [])
+    cases = find_cases(slides, mpp=slide_mpp, annotations=annotations)
+    with ProgressBar() as progress:
+        summary = screen_slides(cases, model, out, chosen, say=say, progress=progress)
+    lines = [f"{len(summary.slides)} slides screened, in {out} (slides.csv, CASE/report.html)"]
+    if summary.failures:
+        lines.append(f"{len(summary.failures)} slides or tiles set aside (failures.csv)")
+    finish(summary.to_dict(), lines, as_json=as_json, set_aside=len(summary.failures))
+
+
+@app.command("demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path(
+        "demo-run"
+    ),
+    seed: Annotated[int, typer.Option(help="Decides the slides and the training.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the whole path on composed slides: compose, tile, train, screen, report."""
+    from esad_med.cli.progress import ProgressBar
+    from pipelines.demo import run_demo
+
+    with ProgressBar() as progress:
+        result = run_demo(out, seed=seed, say=say, progress=progress)
+    finish(result.to_dict(), [str(result)], as_json=as_json)

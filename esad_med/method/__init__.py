@@ -1,0 +1,1 @@
+"""The ESAD method: networks, losses, scores, training, and the trained Detector."""

@@ -1,0 +1,139 @@
+"""Batches of a training: rows drawn per epoch, and what a batch of them is trained towards."""
+
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from esad_med.method.config import TrainConfig
+from esad_med.method.datasets import Fold, Indices
+from esad_med.method.losses import Target
+from esad_med.method.transforms import (
+    InputTransform,
+    as_batch,
+    corrupt,
+    jitter,
+    mix,
+    random_views,
+    wrong_target,
+)
+
+
+class Batch(TypedDict):
+    """Stored samples (b, ...), their semi-labels (b,) and rows (b,)."""
+
+    samples: Tensor
+    y: Tensor
+    rows: Tensor
+
+
+class TrainingBatches:
+    """The batches of one member, and their way to the network.
+
+    All random numbers of an epoch come from (seed, member, epoch), so a resumed training draws
+    what an uninterrupted one draws, and nothing of a generator needs to be stored.
+
+    Attributes:
+        epoch: 1, 2, ...; to be set by `start_epoch` before an epoch is drawn.
+    """
+
+    def __init__(
+        self,
+        samples: npt.NDArray[Any],
+        fold: Fold,
+        config: TrainConfig,
+        *,
+        transform: InputTransform,
+        device: torch.device,
+        member: int,
+    ) -> None:
+        self.samples = samples
+        self.fold = fold
+        self.config = config
+        self.transform = transform
+        self.member = member
+        self.balanced = config.data.outliers_per_batch > 0 and len(fold.outliers) > 0
+        self.generator = torch.Generator(device)
+        self.start_epoch(1)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Seed everything that an epoch draws."""
+        self.epoch = epoch
+        self.generator.manual_seed(derive_seed(self.config.seed, self.member, epoch, 0))
+
+    def __len__(self) -> int:
+        size = self.config.data.batch_size
+        if self.balanced:
+            return max(1, -(-len(self.fold.normals) // size))
+        count = len(self.fold.normals) + len(self.fold.outliers)
+        return max(1, -(-count // size) - (count > size and count % size == 1))
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator on purpose: ignite asks for the iterator before the epoch has started.
+        rng = np.random.default_rng(derive_seed(self.config.seed, self.member, self.epoch, 1))
+        for normals, outliers in self._balanced(rng) if self.balanced else self._mixed(rng):
+            rows = np.concatenate([normals, outliers])
+            y = np.concatenate([np.ones(len(normals)), -np.ones(len(outliers))])
+            yield Batch(
+                samples=as_batch(self.samples, rows),
+                y=torch.from_numpy(y.astype(np.float32)),
+                rows=torch.from_numpy(rows),
+            )
+
+    def prepare_batch(
+        self, batch: Batch, device: torch.device, non_blocking: bool = False, **_: Any
+    ) -> tuple[Tensor, Target]:
+        """MONAI's hook: network input, and the target it is trained towards.
+
+        Normals aim at themselves, labelled outliers at x_tilde; both are augmented first.
+        """
+        config, generator = self.config, self.generator
+        x = self.transform(batch["samples"].to(device, non_blocking=non_blocking))
+        y = batch["y"].to(device, non_blocking=non_blocking)
+        x = jitter(random_views(x, config.augment, generator), config.augment, generator)
+        outlier = y < 0
+        target = x
+        if bool((batch["y"] < 0).any()):
+            x = x.clone()
+            x[outlier] = mix(x[outlier], config.augment.mixup, generator)
+            target = x.clone()
+            target[outlier] = self._wrong_targets(x[outlier], batch["rows"][batch["y"] < 0])
+        return corrupt(x, config.augment, generator), Target(target, y)
+
+    def _wrong_targets(self, x: Tensor, rows: Tensor) -> Tensor:
+        spec = self.config.target
+        if spec.draw == "fresh":
+            return wrong_target(x, noise=spec.noise, generator=self.generator)
+        own = torch.Generator(x.device)
+        targets = []
+        for sample, row in zip(x, rows.tolist(), strict=True):
+            own.manual_seed(derive_seed(self.config.seed, row, 0, 2))
+            targets.append(wrong_target(sample[None], noise=spec.noise, generator=own))
+        return torch.cat(targets)
+
+    def _balanced(self, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices]]:
+        """Each normal once per epoch, the last batch filled up; outliers with replacement."""
+        size, beside = self.config.data.batch_size, self.config.data.outliers_per_batch
+        order = rng.permutation(self.fold.normals)
+        if len(order) > size:
+            order = np.concatenate([order, order[: -len(order) % size]])
+        for start in range(0, len(order), size):
+            yield order[start : start + size], rng.choice(self.fold.outliers, beside)
+
+    def _mixed(self, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices]]:
+        """Normals and outliers shuffled together, each once; no last batch of a single sample."""
+        size = self.config.data.batch_size
+        rows = np.concatenate([self.fold.normals, self.fold.outliers])
+        order = rng.permutation(len(rows))
+        for number in range(len(self)):
+            chosen = order[number * size : (number + 1) * size]
+            normal = chosen < len(self.fold.normals)
+            yield rows[chosen[normal]], rows[chosen[~normal]]
+
+
+def derive_seed(*numbers: int) -> int:
+    """A seed of 63 bits that depends on all the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

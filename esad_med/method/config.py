@@ -1,0 +1,145 @@
+"""The settings of a training, and the presets `paper` and `recommended`."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from esad_med.base.config import Spec
+from esad_med.method.fusion import FusionConfig
+from esad_med.method.losses import LossSpec
+from esad_med.method.networks import Activation, Normalization
+from esad_med.method.transforms import AugmentSpec, WrongTargetSpec
+
+PresetName = Literal["paper", "recommended"]
+
+
+class NetworkConfig(Spec):
+    """The network; its channels or features come from the data."""
+
+    width: float = Field(0.125, gt=0, le=4, description="Factor on the channels of Table 6.")
+    skip: bool = Field(False, description="Skip connections; pictures only.")
+    hidden: tuple[int, ...] = Field((32, 16, 8), min_length=1, description="Layers for vectors.")
+    normalization: Normalization = Field("batch", description="batch or none.")
+    latent_activation: Activation | None = Field(
+        None,
+        description="After the encoders' last layer; by default relu for pictures (Table 6),"
+        " linear for vectors.",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Before the encoders' last block.")
+
+
+class DataConfig(Spec):
+    """Which samples are trained on, and how they are put into batches."""
+
+    labeled_ratio: float | None = Field(
+        None, ge=0, lt=1, description="γl = M / (unlabelled + M); None takes what is labelled."
+    )
+    labeled_count: int | None = Field(None, ge=0, description="M itself, instead of γl.")
+    pollution: float = Field(0.0, ge=0, lt=1, description="γp: anomalous share of the unlabelled.")
+    class_column: str | None = Field(None, description="Column of samples.csv that names classes.")
+    labeled_classes: int | tuple[str, ...] | None = Field(
+        None, description="k_l: how many classes labelled outliers come from, or which."
+    )
+    batch_size: int = Field(32, ge=2, description="Samples; with balanced batches the normals.")
+    outliers_per_batch: int = Field(
+        8, ge=0, description="Labelled outliers beside them, with replacement; 0 draws all alike."
+    )
+    validation: float = Field(
+        0.2, gt=0, le=0.5, description="Share held out by patient or case; 1 / folds."
+    )
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> "DataConfig":
+        if self.labeled_ratio is not None and self.labeled_count is not None:
+            raise ValueError("labeled_ratio and labeled_count exclude each other")
+        if self.labeled_classes is not None and self.class_column is None:
+            raise ValueError("labeled_classes needs class_column")
+        return self
+
+
+class OptimizerConfig(Spec):
+    """The optimizer and its learning rate."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="Of SGD.")
+    weight_decay: float = Field(0.0, ge=0, description="On weights, not on biases and norms.")
+    schedule: Literal["constant", "halve", "cosine", "onecycle"] = "constant"
+    halve_every: int = Field(50, ge=1, description="Epochs, for schedule halve.")
+    warmup: int = Field(0, ge=0, description="Steps in which the rate rises linearly.")
+    clip: float | None = Field(1.0, gt=0, description="Largest gradient norm, or null.")
+
+
+#: What a preset changes of the defaults above.
+PRESETS: dict[str, dict[str, Any]] = {
+    "recommended": {"loss": {"averaging": "groups"}},
+    # Section B of the supplement and docs/method.md. Ours, as guards, are: the mean in Eqs. 9, 15
+    # and 17 (the sum diverges), eps in Eq. 14, and clipping (without it the l2 norm collapsed).
+    "paper": {
+        "network": {"width": 1.0},
+        "data": {"batch_size": 32, "outliers_per_batch": 0},
+        "loss": {"lambda1": 1.0, "lambda2": 1.0, "norm": "l2"},
+        "optimizer": {"name": "sgd", "lr": 0.1, "schedule": "halve", "halve_every": 50},
+        "augment": {"flips": False, "rotations": False},
+        "fusion": {"mode": "sum", "learn_weight": False},
+        "epochs": 200,
+        "ema": 0.0,
+        "members": 1,
+        "test_time_augmentation": 1,
+    },
+}
+
+
+class TrainConfig(Spec):
+    """Everything a training depends on besides its data."""
+
+    preset: PresetName = Field("recommended", description="What the other settings start from.")
+    network: NetworkConfig = NetworkConfig()
+    data: DataConfig = DataConfig()
+    loss: LossSpec = LossSpec()
+    target: WrongTargetSpec = WrongTargetSpec()
+    augment: AugmentSpec = AugmentSpec()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    fusion: FusionConfig = FusionConfig()
+    epochs: int = Field(60, ge=1)
+    patience: int | None = Field(
+        None, ge=1, description="Epochs without a better validation value before stopping."
+    )
+    select: Literal["last", "best"] = Field(
+        "last", description="Weights of the last epoch, or of the best validation value."
+    )
+    ema: float = Field(
+        0.99, ge=0, lt=1, description="Decay of the running mean of weights that is kept; 0: off."
+    )
+    members: int = Field(5, ge=1, description="Networks in the ensemble.")
+    folds: Literal["cross", "all"] = Field(
+        "cross", description="Every member holds out another part, or all the same one."
+    )
+    test_time_augmentation: Literal[1, 2, 4, 8] = Field(
+        8, description="Views (turned, mirrored) that a score is the mean of; 1 for vectors."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of training; auto is bfloat16 for pictures where the hardware has it."
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("preset", "recommended")
+        start = PRESETS.get(name, {}) if isinstance(name, str) else {}
+        return _merge(start, values)
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with all changes, groups of settings merged key by key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged

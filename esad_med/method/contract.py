@@ -1,0 +1,202 @@
+"""What a detector may be fed, and the checks that refuse everything else."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from esad_med.base.config import Spec
+from esad_med.base.errors import ModelError
+from esad_med.base.store import SampleStore
+from esad_med.method.fusion import Fusion
+from esad_med.method.networks import ImageNetworkSpec, VectorNetworkSpec
+from esad_med.method.terms import TermSpec
+
+FORMAT = "esad-med detector 1"
+MPP_TOLERANCE = 0.05
+_STAIN_TOLERANCE = 1e-6
+
+
+class InputContract(Spec):
+    """The samples a detector was trained on.
+
+    Attributes:
+        modality: what is shown, such as "histology".
+        sample_shape: (h, w, c) or (d,).
+        dtype: of the stored samples, "uint8" or "float32".
+        value_range: the smallest and largest value a sample may hold.
+        mpp: nominal µm per pixel, None where the modality has none.
+        stain: stain normalization by name, None where there is none.
+        stain_target: its target as a plain mapping, None with no normalization.
+    """
+
+    modality: str
+    sample_shape: tuple[int, ...]
+    dtype: str
+    value_range: tuple[float, float]
+    mpp: float | None = None
+    stain: str | None = None
+    stain_target: dict[str, Any] | None = None
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the samples are pictures rather than vectors."""
+        return len(self.sample_shape) == 3
+
+    @classmethod
+    def of_store(cls, store: SampleStore) -> "InputContract":
+        """What a store says about its samples."""
+        contract, preparation = store.contract, store.contract.get("preparation") or {}
+        stain = preparation.get("stain") or {}
+        return cls(
+            modality=str(contract.get("modality") or contract.get("kind") or "unknown"),
+            sample_shape=store.samples.shape[1:],
+            dtype=str(store.samples.dtype),
+            value_range=store.value_range,
+            mpp=contract.get("mpp"),
+            stain=stain.get("method"),
+            stain_target=preparation.get("stain_target"),
+        )
+
+
+class Calibration(Spec):
+    """Where scores of held-out normals lie.
+
+    Attributes:
+        quantiles: ascending scores at equally spaced shares 0 ... 1 of the held-out normals, each
+            scored only by members that were not trained on it.
+        normals: how many held-out normals there were.
+        held_out_by: what was kept whole when drawing them: patient, case, or sample.
+        auc: of the score for held-out labelled outliers against held-out normals, None without.
+        outliers: how many held-out labelled outliers there were.
+    """
+
+    quantiles: tuple[float, ...] = Field(min_length=2)
+    normals: int = Field(ge=1)
+    held_out_by: str
+    auc: float | None = None
+    outliers: int = 0
+
+    def percentile(self, score: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Share of held-out normals below each score, in 0 ... 100, interpolated."""
+        shares = np.linspace(0, 100, len(self.quantiles))
+        share = np.interp(score, np.asarray(self.quantiles), shares)
+        return np.asarray(share, dtype=np.float32)
+
+    def score_at(self, percentile: float) -> float:
+        """The score that this percentage of held-out normals does not exceed."""
+        shares = np.linspace(0, 100, len(self.quantiles))
+        return float(np.interp(percentile, shares, self.quantiles))
+
+
+class Training(Spec):
+    """How a detector came about: enough to tell two of them apart and to train it again."""
+
+    preset: str
+    seed: int
+    config: dict[str, Any]
+    normals: int
+    outliers: int
+    data_digest: str
+    rows_digest: str
+    versions: dict[str, str]
+
+
+class Contract(Spec):
+    """``contract.json``: everything about a detector but its weights."""
+
+    format: str = FORMAT
+    input: InputContract
+    network: Annotated[ImageNetworkSpec | VectorNetworkSpec, Field(discriminator="kind")]
+    members: int = Field(ge=1)
+    terms: TermSpec
+    views: int = Field(1, ge=1, le=8)
+    fusion: Fusion
+    calibration: Calibration
+    preparation: dict[str, Any]
+    training: Training
+
+
+def check_input(
+    own: InputContract,
+    *,
+    source: str,
+    modality: str | None,
+    channels: int | None,
+    size: Sequence[int] | None,
+    value_range: Sequence[float] | None,
+    mpp: float | None,
+    stain: str | None,
+    stain_target: Mapping[str, Any] | None,
+) -> None:
+    """Refuse input that differs from what a detector was trained on.
+
+    Args:
+        own: what the detector was trained on.
+        source: what the input is, for the message.
+        modality: such as "histology".
+        channels: of a picture; for vectors the number of features.
+        size: (width, height) of a picture in pixels, None for vectors.
+        value_range: smallest and largest value.
+        mpp: µm per pixel; within 5 % of the trained one.
+        stain: name of the normalization; "none" and None are the same.
+        stain_target: its target; compared number by number, the name aside.
+
+    Raises:
+        ModelError: saying what was found, what the detector expects, and what to change.
+    """
+    _same(source, "modality", modality, own.modality, "use a detector of this modality")
+    wanted = own.sample_shape
+    _same(source, "channels", channels, wanted[-1], "prepare the samples as in training")
+    expected = (wanted[1], wanted[0]) if own.is_image else None
+    found = tuple(size) if size is not None else None
+    _same(source, "size (width, height)", found, expected, "cut samples of the trained size")
+    ranges = tuple(float(v) for v in value_range) if value_range is not None else None
+    _same(source, "value range", ranges, own.value_range, "store samples in the trained range")
+    _check_mpp(source, mpp, own.mpp)
+    _check_stain(source, stain, stain_target, own)
+
+
+def _same(source: str, name: str, found: object, expected: object, remedy: str) -> None:
+    if found != expected:
+        raise ModelError(f"{source}: {name} {found}, this detector expects {expected}; {remedy}")
+
+
+def _check_mpp(source: str, found: float | None, expected: float | None) -> None:
+    if found is None and expected is None:
+        return
+    if found is None or expected is None or abs(found / expected - 1) > MPP_TOLERANCE + 1e-9:
+        raise ModelError(
+            f"{source}: {found} µm per pixel, this detector expects {expected} ± 5 %; tile at that"
+            " resolution, or train a detector at this one"
+        )
+
+
+def _check_stain(
+    source: str, method: str | None, target: Mapping[str, Any] | None, own: InputContract
+) -> None:
+    found, expected = method or "none", own.stain or "none"
+    remedy = "normalize with the detector's own method and target"
+    _same(source, "stain normalization", found, expected, remedy)
+    if expected == "none" or (own.stain_target is None and target is None):
+        return
+    if target is None or own.stain_target is None or not _equal_targets(target, own.stain_target):
+        names = [(t or {}).get("name", "none") for t in (target, own.stain_target)]
+        raise ModelError(
+            f"{source}: stain target '{names[0]}' is not the one this detector was trained with,"
+            f" '{names[1]}'; {remedy}"
+        )
+
+
+def _equal_targets(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    keys = (set(a) | set(b)) - {"name"}
+    for key in keys:
+        left, right = np.asarray(a.get(key)), np.asarray(b.get(key))
+        numeric = left.dtype.kind in "fiu" and right.dtype.kind in "fiu"
+        if left.shape != right.shape or not numeric:
+            return False
+        if not np.allclose(left, right, rtol=0, atol=_STAIN_TOLERANCE):
+            return False
+    return True

@@ -1,0 +1,369 @@
+"""The trained artefact: weights, input contract, calibration; score, save, load, refuse.
+
+DETECTOR/weights.safetensors   the weights of all members, float32
+DETECTOR/contract.json         what it may be fed, how terms become scores, how it was trained
+DETECTOR/checksums.json        SHA-256 of the two, checked at load
+DETECTOR/README.md             the model card
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor
+
+from esad_med.base.config import build_spec
+from esad_med.base.errors import ConfigError, ModelError
+from esad_med.base.runs import (
+    atomic_file,
+    digest_bytes,
+    digest_file,
+    ensure_folder,
+    read_json,
+    write_json,
+    write_text,
+)
+from esad_med.base.store import SampleStore
+from esad_med.method.card import model_card
+from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
+from esad_med.method.networks import Network, build_network, fold_batch_norm, place
+from esad_med.method.scores import Scores, join_scores
+from esad_med.method.terms import latent_norm, reconstruction_error, residual_map
+from esad_med.method.transforms import InputTransform, view, views_of
+
+Precision = Literal["float32", "bfloat16"]
+Batches = npt.NDArray[Any] | Iterable[npt.NDArray[Any]]
+WEIGHTS, CONTRACT, CHECKSUMS = "weights.safetensors", "contract.json", "checksums.json"
+
+
+class MemberTerms(NamedTuple):
+    """The two terms of Eq. 17 for n samples by each of m members, (m, n) float32."""
+
+    reconstruction: npt.NDArray[np.float32]
+    norm: npt.NDArray[np.float32]
+
+
+class Detector:
+    """A trained ESAD model: one network or an ensemble of them.
+
+    Attributes:
+        contract: what it may be fed and how its scores come about.
+        weights: ``member0.encoder1...`` -> tensor.
+    """
+
+    def __init__(
+        self, contract: Contract, weights: Mapping[str, Tensor], *, device: str = "auto"
+    ) -> None:
+        """Put a contract and its weights together.
+
+        Raises:
+            ModelError: the weights do not fit the network of the contract.
+        """
+        self.contract = contract
+        self.weights = dict(weights)
+        self.device = choose_device(device)
+        self._transform = InputTransform(
+            value_range=contract.input.value_range, image=contract.input.is_image
+        )
+        self._networks = [self._build(k) for k in range(contract.members)]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over contract and weights: the identity of this detector."""
+        return digest_bytes(self._contract_bytes(), tensors_to_bytes(self.weights))
+
+    @property
+    def input(self) -> InputContract:
+        """The samples it was trained on."""
+        return self.contract.input
+
+    def score(
+        self,
+        batches: Batches,
+        *,
+        batch_size: int = 256,
+        precision: Precision = "float32",
+        progress: Callable[[int], None] | None = None,
+    ) -> Scores:
+        """Score samples, in order (Eq. 17 and its terms).
+
+        In float32 the scores do not depend on batch size or order beyond 1e-5.
+
+        Args:
+            batches: one array (n, h, w, c) or (n, d), or an iterable of them.
+            batch_size: how many samples go through the network at a time.
+            precision: bfloat16 is faster where the hardware has it, and less exact.
+            progress: called with the number of samples scored so far.
+
+        Raises:
+            ModelError: samples of another shape, type or value range than trained on.
+        """
+        parts, done = [], 0
+        for samples in _chunks(batches, batch_size):
+            terms = self.terms(samples, precision=precision)
+            parts.append(self.contract.fusion.fuse(terms.reconstruction, terms.norm))
+            done += len(samples)
+            if progress:
+                progress(done)
+        return join_scores(parts)
+
+    def terms(self, samples: npt.NDArray[Any], *, precision: Precision = "float32") -> MemberTerms:
+        """Both terms of one batch of samples by each member, before they are fused."""
+        self.check_samples(samples)
+        spec = self.contract.terms
+        with torch.inference_mode(), _exactly(self.device, precision):
+            x = self._input(samples)
+            found = [
+                network_terms(network, x, spec=spec, views=self.contract.views)
+                for network in self._networks
+            ]
+        first, second = (torch.stack(t).cpu().numpy() for t in zip(*found, strict=True))
+        return MemberTerms(first, second)
+
+    def residual_map(self, samples: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Squared residual of each pixel, mean over members and channels, (n, h, w).
+
+        Args:
+            samples: one batch of pictures (n, h, w, c).
+
+        Raises:
+            ModelError: a detector of vectors, or samples outside the contract.
+        """
+        if not self.input.is_image:
+            raise ModelError("this detector was trained on vectors; there is no residual map")
+        self.check_samples(samples)
+        with torch.inference_mode(), _exactly(self.device, "float32"):
+            x = self._input(samples)
+            maps = torch.stack([residual_map(net(x).x_hat, x) for net in self._networks]).mean(0)
+        height, width, _ = self.input.sample_shape
+        top, left = (maps.shape[1] - height) // 2, (maps.shape[2] - width) // 2
+        inner: npt.NDArray[np.float32] = maps.cpu().numpy()
+        return inner[:, top : top + height, left : left + width]
+
+    def percentile(self, score: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Share of the held-out normals of training that score lower, (n,) in 0 ... 100."""
+        return self.contract.calibration.percentile(score)
+
+    def threshold_at(self, percentile: float) -> float:
+        """The score below which this percentage of held-out normals lies."""
+        return self.contract.calibration.score_at(percentile)
+
+    def summary(self) -> dict[str, Any]:
+        """The few facts that tell detectors apart, as plain values."""
+        contract = self.contract
+        return {
+            "digest": self.digest,
+            "preset": contract.training.preset,
+            "members": contract.members,
+            "parameters": sum(p.numel() for p in self._networks[0].parameters()),
+            "normals": contract.training.normals,
+            "labelled outliers": contract.training.outliers,
+            "held-out normals": contract.calibration.normals,
+            "held out by": contract.calibration.held_out_by,
+            "held-out AUC": contract.calibration.auc,
+            "norm weight": contract.fusion.norm_weight,
+            "norm weight learned": contract.fusion.learned,
+        }
+
+    def check_samples(self, samples: npt.NDArray[Any]) -> None:
+        """Refuse a batch of another shape, type or value range than the contract's.
+
+        Raises:
+            ModelError: saying what was found and what is expected.
+        """
+        own = self.input
+        if samples.shape[1:] != own.sample_shape or str(samples.dtype) != own.dtype:
+            raise ModelError(
+                f"samples are {samples.dtype} {list(samples.shape[1:])}, this detector expects"
+                f" {own.dtype} {list(own.sample_shape)}; prepare them as in training"
+            )
+        if samples.dtype.kind == "f" and len(samples):
+            low, high = float(samples.min()), float(samples.max())
+            if not (own.value_range[0] - 1e-4 <= low and high <= own.value_range[1] + 1e-4):
+                raise ModelError(
+                    f"samples hold values from {low} to {high}, this detector expects"
+                    f" {list(own.value_range)}; prepare them as in training"
+                )
+
+    def check_store(self, store: SampleStore) -> None:
+        """Refuse a store whose samples differ from those this detector was trained on.
+
+        Raises:
+            ModelError: other modality, size, channels, type, value range, mpp or stain target.
+        """
+        found = InputContract.of_store(store)
+        shape = found.sample_shape
+        if found.dtype != self.input.dtype:
+            raise ModelError(
+                f"{store.path}: samples are {found.dtype}, this detector expects"
+                f" {self.input.dtype}; prepare them as in training"
+            )
+        self.check_input(
+            source=str(store.path),
+            modality=found.modality,
+            channels=shape[-1],
+            size=(shape[1], shape[0]) if found.is_image else None,
+            value_range=found.value_range,
+            mpp=found.mpp,
+            stain=found.stain,
+            stain_target=found.stain_target,
+        )
+
+    def check_input(
+        self,
+        *,
+        modality: str,
+        channels: int,
+        size: Sequence[int] | None,
+        value_range: Sequence[float],
+        mpp: float | None = None,
+        stain: str | None = None,
+        stain_target: Mapping[str, Any] | None = None,
+        source: str = "input",
+    ) -> None:
+        """Refuse input other than the contract's; see `contract.check_input`.
+
+        Raises:
+            ModelError: saying what was found and what is expected.
+        """
+        check_input(
+            self.input,
+            source=source,
+            modality=modality,
+            channels=channels,
+            size=size,
+            value_range=value_range,
+            mpp=mpp,
+            stain=stain,
+            stain_target=stain_target,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the detector into a folder; other files there stay.
+
+        The checksums come last: a folder without them is not a finished detector.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        ensure_folder(path)
+        (path / CHECKSUMS).unlink(missing_ok=True)
+        with atomic_file(path / WEIGHTS) as temporary:
+            temporary.write_bytes(tensors_to_bytes(self.weights))
+        with atomic_file(path / CONTRACT) as temporary:
+            temporary.write_bytes(self._contract_bytes())
+        write_text(path / "README.md", model_card(self.contract, digest=self.digest))
+        write_json(path / CHECKSUMS, {n: digest_file(path / n) for n in (WEIGHTS, CONTRACT)})
+
+    @classmethod
+    def load(cls, path: Path, *, device: str = "auto") -> "Detector":
+        """Read a detector folder after checking its checksums.
+
+        Raises:
+            ModelError: no detector, unfinished, damaged, or of another format.
+        """
+        _check_files(path)
+        values = read_json(path / CONTRACT, ModelError)
+        if values.get("format") != FORMAT:
+            raise ModelError(f"{path}: format {values.get('format')!r}, expected {FORMAT!r}")
+        try:
+            contract = build_spec(Contract, values, source=str(path / CONTRACT))
+            weights = load_tensors((path / WEIGHTS).read_bytes())
+        except (ConfigError, SafetensorError) as error:
+            raise ModelError(f"{path}: not a usable detector ({error})") from error
+        return cls(contract, weights, device=device)
+
+    def _contract_bytes(self) -> bytes:
+        return self.contract.model_dump_json(indent=2).encode() + b"\n"
+
+    def _build(self, member: int) -> Network:
+        prefix = f"member{member}."
+        own = {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
+        with torch.device("meta"):
+            network = build_network(self.contract.network)
+        try:
+            network.load_state_dict(own, assign=True)
+        except RuntimeError as error:
+            raise ModelError(
+                f"the weights of member {member} do not fit the contract's network"
+                f" ({str(error).splitlines()[0]})"
+            ) from error
+        with torch.no_grad():
+            network = fold_batch_norm(network)
+        return place(network, self.device)
+
+    def _input(self, samples: npt.NDArray[Any]) -> Tensor:
+        copied = np.ascontiguousarray(samples)
+        if not copied.flags.writeable:
+            copied = copied.copy()
+        return self._transform(torch.from_numpy(copied).to(self.device))
+
+
+def network_terms(
+    network: torch.nn.Module, x: Tensor, *, spec: Any, views: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Both terms of Eq. 17 by one network for input x, each (n,) float32, mean over the views."""
+    indices = views_of(tuple(x.shape[1:]), views) if x.ndim == 4 else [0]
+    first, second = [], []
+    for index in indices:
+        turned = view(x, index).contiguous(memory_format=torch.channels_last) if index else x
+        output = network(turned)
+        first.append(reconstruction_error(output.x_hat, turned, reduction=spec.reduction))
+        second.append(latent_norm(output.z_hat, norm=spec.norm, pool=spec.pool))
+    return torch.stack(first).mean(0), torch.stack(second).mean(0)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a setting: auto is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda: no CUDA device is found; set device to auto or cpu")
+    return torch.device(name)
+
+
+def _exactly(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Full float32 (cuDNN rounds to TF32 by itself), or bfloat16 where it was asked for."""
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    if device.type == "cuda":
+        return torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+    return nullcontext()
+
+
+def _chunks(batches: Batches, size: int) -> Iterator[npt.NDArray[Any]]:
+    for batch in [batches] if isinstance(batches, np.ndarray) else batches:
+        for start in range(0, len(batch), size):
+            yield batch[start : start + size]
+
+
+def _check_files(path: Path) -> None:
+    if not path.is_dir():
+        raise ModelError(f"{path}: no such folder, expected a detector ({CONTRACT} inside)")
+    if not (path / CHECKSUMS).exists():
+        raise ModelError(
+            f"{path}: no {CHECKSUMS}, so not a finished detector; finish it with"
+            " `esad-med train --resume`, or name another folder"
+        )
+    sums = read_json(path / CHECKSUMS, ModelError)
+    for name in (WEIGHTS, CONTRACT):
+        if not (path / name).exists():
+            raise ModelError(f"{path}/{name}: missing; copy the detector again, whole")
+        if digest_file(path / name) != sums.get(name):
+            raise ModelError(
+                f"{path}/{name}: damaged (its SHA-256 is not the one in {CHECKSUMS});"
+                " copy the detector again, whole"
+            )

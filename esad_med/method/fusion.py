@@ -1,0 +1,153 @@
+"""From the two terms of each ensemble member to one score: plain Eq. 17, or standardized terms."""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from esad_med.base.config import Spec
+from esad_med.method.scores import Scores, rank_auc
+
+Values = npt.NDArray[np.float64]
+_GRID = np.linspace(0, 1, 41)
+_TINY = 1e-12
+
+
+class FusionConfig(Spec):
+    """How members and terms are put together."""
+
+    mode: Literal["sum", "standardized"] = Field(
+        "standardized",
+        description="sum is Eq. 17 literally; standardized takes both terms in standard deviations"
+        " of each member's held-out normals.",
+    )
+    transform: Literal["linear", "log"] = Field("linear", description="Taken of a term first.")
+    center: Literal["mean", "median"] = Field(
+        "mean", description="Mean and standard deviation, or median and 1.4826 MAD."
+    )
+    norm_weight: float = Field(
+        0.8, ge=0, le=1, description="Share of the norm term; the default that learning starts from"
+    )
+    learn_weight: bool = Field(
+        True, description="Learn the share from held-out normals and held-out labelled outliers."
+    )
+    min_outliers: int = Field(
+        10, ge=1, description="Fewer held-out labelled outliers than this: the default stays."
+    )
+    shrinkage: float = Field(
+        10.0, ge=0, description="How many outliers the default share is worth against the learned."
+    )
+
+
+class TermStatistics(Spec):
+    """Center and scale of one member's two terms on normals it was not trained on."""
+
+    reconstruction_center: float
+    reconstruction_scale: float = Field(gt=0)
+    norm_center: float
+    norm_scale: float = Field(gt=0)
+
+
+class Fusion(Spec):
+    """A fitted fusion: what turns the members' terms into `Scores`.
+
+    Attributes:
+        members: statistics per member; empty for ``sum``.
+        reconstruction_weight: factor on the reported reconstruction term.
+        norm_weight: factor on the reported norm term.
+        learned: whether the weights were learned from held-out labelled outliers.
+    """
+
+    mode: Literal["sum", "standardized"]
+    transform: Literal["linear", "log"] = "linear"
+    members: tuple[TermStatistics, ...] = ()
+    reconstruction_weight: float = Field(ge=0)
+    norm_weight: float = Field(ge=0)
+    learned: bool = False
+
+    def fuse(self, reconstruction: npt.NDArray[Any], norm: npt.NDArray[Any]) -> Scores:
+        """Scores of n samples from the terms of m members, each (m, n).
+
+        The reported terms are means over the members, the score their weighted sum.
+        """
+        first, second = self.standardize(reconstruction, norm)
+        return self.weigh(first.mean(0), second.mean(0))
+
+    def standardize(
+        self, reconstruction: npt.NDArray[Any], norm: npt.NDArray[Any]
+    ) -> tuple[Values, Values]:
+        """Each member's terms on a common scale, (m, n); unchanged for ``sum``."""
+        first, second = np.asarray(reconstruction, np.float64), np.asarray(norm, np.float64)
+        if self.mode == "sum":
+            return first, second
+        first, second = take(first, self.transform), take(second, self.transform)
+        table = np.array(
+            [
+                (m.reconstruction_center, m.reconstruction_scale, m.norm_center, m.norm_scale)
+                for m in self.members
+            ]
+        )[:, :, None]
+        return (first - table[:, 0]) / table[:, 1], (second - table[:, 2]) / table[:, 3]
+
+    def weigh(self, reconstruction: Values, norm: Values) -> Scores:
+        """The score of two reported terms, each (n,)."""
+        score = self.reconstruction_weight * reconstruction + self.norm_weight * norm
+        return Scores(score.astype("f4"), reconstruction.astype("f4"), norm.astype("f4"))
+
+
+def take(values: Values, transform: Literal["linear", "log"]) -> Values:
+    """The values or their logarithm."""
+    return np.log(values + _TINY) if transform == "log" else values
+
+
+def fit_statistics(
+    reconstruction: npt.NDArray[Any], norm: npt.NDArray[Any], config: FusionConfig
+) -> TermStatistics:
+    """Center and scale of a member's terms on its held-out normals, each (n,)."""
+    pairs = [
+        _center_scale(take(np.asarray(values, np.float64), config.transform), config.center)
+        for values in (reconstruction, norm)
+    ]
+    return TermStatistics(
+        reconstruction_center=pairs[0][0],
+        reconstruction_scale=pairs[0][1],
+        norm_center=pairs[1][0],
+        norm_scale=pairs[1][1],
+    )
+
+
+def learn_norm_weight(
+    reconstruction: Values, norm: Values, outlier: npt.NDArray[np.bool_], config: FusionConfig
+) -> float | None:
+    """The norm term's share in [0, 1] that separates held-out outliers best, shrunk to the default.
+
+    Every share of a grid is judged by the AUC of held-out labelled outliers against held-out
+    normals, each scored by members that were not trained on it. The mean of the best shares is
+    averaged with the default, which counts as ``shrinkage`` outliers. Test labels play no part.
+
+    Args:
+        reconstruction: standardized term, (n,).
+        norm: standardized term, (n,).
+        outlier: which samples are labelled outliers, (n,).
+        config: the default share, the least number of outliers, the shrinkage.
+
+    Returns:
+        The share, or None where there are too few outliers or no normals to learn from.
+    """
+    count = int(outlier.sum())
+    if count < config.min_outliers or count == len(outlier):
+        return None
+    scores = [(1 - w) * reconstruction + w * norm for w in _GRID]
+    aucs = np.array([rank_auc(s[~outlier], s[outlier]) for s in scores])
+    best = float(_GRID[aucs >= aucs.max() - 1e-12].mean())
+    return (count * best + config.shrinkage * config.norm_weight) / (count + config.shrinkage)
+
+
+def _center_scale(values: Values, kind: Literal["mean", "median"]) -> tuple[float, float]:
+    if kind == "mean":
+        center, scale = values.mean(), values.std()
+    else:
+        center = np.median(values)
+        scale = 1.4826 * np.median(np.abs(values - center))
+    return float(center), float(max(scale, _TINY))

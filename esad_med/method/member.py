@@ -1,0 +1,320 @@
+"""One member of the ensemble: MONAI's SupervisedTrainer, wired up for ESAD."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import IterationEvents, SupervisedTrainer
+from monai.inferers import SimpleInferer
+from monai.transforms import Compose
+from torch import Tensor, nn
+
+from esad_med.base.errors import ModelError
+from esad_med.method.batches import TrainingBatches, derive_seed
+from esad_med.method.checkpoints import State, load_checkpoint, save_checkpoint
+from esad_med.method.config import TrainConfig
+from esad_med.method.datasets import Fold, Indices
+from esad_med.method.detector import network_terms
+from esad_med.method.fusion import Fusion, fit_statistics
+from esad_med.method.losses import EsadLoss
+from esad_med.method.networks import Network, NetworkSpec, build_network, place
+from esad_med.method.optimization import WeightAverage, learning_rate, make_optimizer
+from esad_med.method.scores import rank_auc
+from esad_med.method.transforms import InputTransform, as_batch
+
+_engine_logger = logging.getLogger(f"{__name__}.engine")
+_engine_logger.setLevel(logging.CRITICAL + 1)  # ignite logs every exception that we raise anyway
+_SCORING_BATCH = 256
+
+Row = dict[str, float]
+
+
+class HeldOutTerms(NamedTuple):
+    """Both terms of Eq. 17 on a member's held-out samples, each (n,)."""
+
+    reconstruction: npt.NDArray[np.float64]
+    norm: npt.NDArray[np.float64]
+
+
+class MemberData(NamedTuple):
+    """What one member is trained on and judged by."""
+
+    samples: npt.NDArray[Any]
+    fold: Fold
+    transform: InputTransform
+
+
+class Member:
+    """Trains one network on one fold, epoch by epoch, and can go on where it stopped.
+
+    Attributes:
+        history: a row per epoch: loss terms, learning rate, validation AUC of score and terms.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        data: MemberData,
+        config: TrainConfig,
+        spec: NetworkSpec,
+        *,
+        device: torch.device,
+        bfloat16: bool,
+        checkpoints: Path,
+    ) -> None:
+        self.index = index
+        self.data = data
+        self.config = config
+        self.device = device
+        self.checkpoints = checkpoints
+        self.bfloat16 = bfloat16
+        torch.manual_seed(derive_seed(config.seed, index, 0, 3))
+        self.network: Network = place(build_network(spec), device)
+        self.average = WeightAverage(self.network, config.ema)
+        self.optimizer = make_optimizer(self.network, config.optimizer)
+        self.loss = EsadLoss(config.loss)
+        self.batches = TrainingBatches(
+            data.samples,
+            data.fold,
+            config,
+            transform=Compose([data.transform]),
+            device=device,
+            member=index,
+        )
+        self.history: list[Row] = []
+        self.finished = False
+        self.best: dict[str, Any] = {"value": -math.inf, "epoch": 0, "weights": {}}
+        self._sums = torch.zeros(4, device=device)
+
+    def train(self, on_epoch: Callable[[Row], None]) -> None:
+        """Train up to the configured epochs; a checkpoint is kept after each.
+
+        Raises:
+            ModelError: the loss or the weights are no longer finite.
+        """
+        done = len(self.history)
+        if self.finished or done >= self.config.epochs:
+            return
+        trainer = SupervisedTrainer(
+            device=self.device,
+            max_epochs=self.config.epochs,
+            train_data_loader=self.batches,
+            network=self.network,
+            optimizer=self.optimizer,
+            loss_function=self.loss,
+            epoch_length=len(self.batches),
+            prepare_batch=self.batches.prepare_batch,
+            inferer=AutocastInferer(self.device, enabled=self.bfloat16),
+            decollate=False,
+            optim_set_to_none=True,
+        )
+        trainer.logger = _engine_logger
+        trainer.state.epoch = done
+        trainer.state.iteration = done * len(self.batches)
+        self._attach(trainer, on_epoch)
+        trainer.run()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that the settings choose: averaged or raw, of the last or the best epoch."""
+        if self.config.select == "best" and self.best["weights"]:
+            return dict(self.best["weights"])
+        return _copy(self._judged())
+
+    def resume(self) -> bool:
+        """Take up the last checkpoint, if there is one."""
+        state = load_checkpoint(self.checkpoints, self.index)
+        if state is None:
+            return False
+        self.network.load_state_dict(state["network"])
+        self.average.load(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.best, self.finished = state["history"], state["best"], state["finished"]
+        return True
+
+    def _attach(self, trainer: SupervisedTrainer, on_epoch: Callable[[Row], None]) -> None:
+        """What happens besides forward, backward and step, in the order it happens."""
+
+        def start_epoch(engine: Engine) -> None:
+            self.batches.start_epoch(engine.state.epoch)
+            torch.manual_seed(derive_seed(self.config.seed, self.index, engine.state.epoch, 4))
+            self._sums.zero_()
+
+        def set_rate(engine: Engine) -> None:
+            step, length = engine.state.iteration - 1, len(self.batches)
+            rate = learning_rate(step, length, self.config.epochs, self.config.optimizer)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+        def check_loss(engine: Engine) -> None:
+            loss = engine.state.output["loss"].detach()
+            if not torch.isfinite(loss):
+                raise self._diverged(engine, "the loss")
+            assert self.loss.terms is not None
+            self._sums += torch.stack([loss, *self.loss.terms])
+
+        def clip(engine: Engine) -> None:
+            limit = self.config.optimizer.clip
+            if limit is None:
+                return
+            size = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+            if not torch.isfinite(size):
+                raise self._diverged(engine, "the gradient")
+
+        def end_epoch(engine: Engine) -> None:
+            if not all(torch.isfinite(p).all() for p in self.network.state_dict().values()):
+                raise self._diverged(engine, "the weights")
+            row = self._judge(engine.state.epoch)
+            self._remember(row)
+            on_epoch(row)
+            if self.finished:
+                engine.terminate()
+
+        trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
+        trainer.add_event_handler(Events.ITERATION_STARTED, set_rate)
+        trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, check_loss)
+        trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, clip)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.average.update())
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, end_epoch)
+
+    def _judge(self, epoch: int) -> Row:
+        """The log's row of an epoch: mean loss terms, and AUC on the held-out samples."""
+        loss, reconstruction, norm, assistance = (self._sums / len(self.batches)).tolist()
+        row = {
+            "member": float(self.index),
+            "epoch": float(epoch),
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "loss": loss,
+            "reconstruction": reconstruction,
+            "norm": norm,
+            "assistance": assistance,
+        }
+        return {**row, **self._validate()}
+
+    def _validate(self) -> Row:
+        fold, network = self.data.fold, self._judged()
+        normal = held_out_terms(network, self.data, fold.held_normals, self.config, views=1)
+        level = float(normal.reconstruction.mean())
+        level += self.config.loss.lambda1 * float(normal.norm.mean())
+        nothing = {"validation_score": level}
+        if not len(fold.held_outliers):
+            return {**nothing, **dict.fromkeys(_AUCS, math.nan)}
+        outlier = held_out_terms(network, self.data, fold.held_outliers, self.config, views=1)
+        fusion = self._provisional_fusion(normal)
+        first = fusion.fuse(normal.reconstruction[None], normal.norm[None])
+        second = fusion.fuse(outlier.reconstruction[None], outlier.norm[None])
+        aucs = [rank_auc(a, b) for a, b in zip(first, second, strict=True)]
+        return {**nothing, **dict(zip(_AUCS, aucs, strict=True))}
+
+    def _provisional_fusion(self, normal: HeldOutTerms) -> Fusion:
+        """The fusion with default weights: those learned are not known before the end."""
+        config = self.config
+        if config.fusion.mode == "sum":
+            weights = (1.0, config.loss.lambda1)
+            return Fusion(mode="sum", reconstruction_weight=1.0, norm_weight=weights[1])
+        share = config.fusion.norm_weight
+        return Fusion(
+            mode="standardized",
+            transform=config.fusion.transform,
+            members=(fit_statistics(normal.reconstruction, normal.norm, config.fusion),),
+            reconstruction_weight=1 - share,
+            norm_weight=share,
+        )
+
+    def _remember(self, row: Row) -> None:
+        """Note the epoch, keep the best weights, decide whether to stop, write the checkpoint."""
+        self.history.append(row)
+        auc = row["validation_auc"]
+        value = -row["validation_score"] if math.isnan(auc) else auc
+        if value > self.best["value"]:
+            keep = self.config.select == "best"
+            weights = _copy(self._judged()) if keep else {}
+            self.best = {"value": value, "epoch": int(row["epoch"]), "weights": weights}
+        patience = self.config.patience
+        self.finished = patience is not None and row["epoch"] - self.best["epoch"] >= patience
+        save_checkpoint(self.checkpoints, self.index, self._state())
+
+    def _state(self) -> State:
+        return {
+            "epoch": len(self.history),
+            "network": self.network.state_dict(),
+            "average": self.average.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "finished": self.finished,
+        }
+
+    def _judged(self) -> nn.Module:
+        return self.average.network or self.network
+
+    def _diverged(self, engine: Engine, what: str) -> ModelError:
+        epoch, kept = engine.state.epoch, len(self.history)
+        last = (
+            f"the last good checkpoint, of epoch {kept}, is kept in {self.checkpoints}; finish from"
+            f" it with --resume --set epochs={kept}, or"
+            if kept
+            else "no epoch was completed;"
+        )
+        return ModelError(
+            f"member {self.index}, epoch {epoch}: {what} is not finite (NaN or infinite); {last}"
+            " train anew with a lower optimizer.lr, optimizer.clip=1, loss.norm=rms or"
+            " loss.reduction=mean"
+        )
+
+
+_AUCS = ("validation_auc", "validation_auc_reconstruction", "validation_auc_norm")
+
+
+class AutocastInferer(SimpleInferer):  # type: ignore[misc] # MONAI is untyped
+    """The forward pass in bfloat16 where asked for; MONAI's own `amp` knows CUDA only."""
+
+    def __init__(self, device: torch.device, *, enabled: bool) -> None:
+        super().__init__()
+        self.device = device
+        self.enabled = enabled
+
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the network."""
+        cast = torch.autocast(self.device.type, torch.bfloat16) if self.enabled else nullcontext()
+        with cast:
+            return super().__call__(inputs, network, *args, **kwargs)
+
+
+def held_out_terms(
+    network: nn.Module, data: MemberData, rows: Indices, config: TrainConfig, *, views: int
+) -> HeldOutTerms:
+    """Both terms of Eq. 17 for rows of the store by one network, in evaluation mode, float32."""
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), _SCORING_BATCH):
+            samples = as_batch(data.samples, rows[start : start + _SCORING_BATCH])
+            x = data.transform(samples.to(device))
+            terms = network_terms(network, x, spec=config.loss, views=views)
+            parts.append(torch.stack(terms).double().cpu().numpy())
+    network.train(training)
+    joined = np.concatenate([np.empty((2, 0)), *parts], axis=1)
+    return HeldOutTerms(joined[0], joined[1])
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    """The weights on the CPU, in the plain memory layout that safetensors wants."""
+    form = torch.contiguous_format
+    return {k: v.detach().cpu().clone(memory_format=form) for k, v in network.state_dict().items()}
+
+
+def load_weights(spec: NetworkSpec, weights: Mapping[str, Tensor], device: torch.device) -> Network:
+    """A network with these weights, for judging the held-out part."""
+    with torch.device("meta"):
+        network = build_network(spec)
+    network.load_state_dict(dict(weights), assign=True)
+    return place(network, device)

@@ -1,0 +1,82 @@
+"""Optimizer, learning rate as a function of the step, and the running mean of the weights."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esad_med.method.config import OptimizerConfig
+
+
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The configured optimizer; weight decay spares biases and normalization."""
+    parameters = list(network.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.lr)
+
+
+def learning_rate(step: int, steps_per_epoch: int, epochs: int, config: OptimizerConfig) -> float:
+    """The rate of a step (0, 1, ...): a function of the step alone, so resuming changes nothing.
+
+    constant; halve: divided by 2 every ``halve_every`` epochs (the paper); cosine: down to 0;
+    onecycle: up from a tenth over a quarter of the steps, then cosine.
+    """
+    share = step / max(1, steps_per_epoch * epochs)
+    if config.schedule == "halve":
+        factor = 0.5 ** (step // steps_per_epoch // config.halve_every)
+    elif config.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * share))
+    elif config.schedule == "onecycle" and share < 0.25:
+        factor = 0.1 + 0.9 * share / 0.25
+    elif config.schedule == "onecycle":
+        factor = 0.5 * (1 + math.cos(math.pi * (share - 0.25) / 0.75))
+    else:
+        factor = 1.0
+    return config.lr * factor * min(1.0, (step + 1) / (config.warmup + 1))
+
+
+class WeightAverage:
+    """Exponential running mean of weights and batch-norm statistics, with a warm start.
+
+    Attributes:
+        network: a copy of the network that holds the mean, None when it is off (decay 0).
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.network = copy.deepcopy(network).eval() if decay else None
+        pairs = (
+            zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+            if self.network
+            else []
+        )
+        # state_dict shares memory with the network, so the pairs stay valid while it trains
+        self._pairs = [(mean, now) for mean, now in pairs if mean.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights of this step."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for mean, now in self._pairs:
+            mean.lerp_(now, 1 - decay)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        weights: dict[str, Tensor] = self.network.state_dict() if self.network else {}
+        return {"steps": self.steps, "weights": weights}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.steps = int(state["steps"])
+        if self.network:
+            self.network.load_state_dict(state["weights"])

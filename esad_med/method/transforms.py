@@ -1,0 +1,178 @@
+"""From stored samples to network input; x_tilde of labelled outliers; augmentation of a batch."""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from esad_med.base.config import Spec
+from esad_med.method.networks import STEP
+
+VIEWS = 8
+
+
+class WrongTargetSpec(Spec):
+    """x_tilde, the wrong target of labelled outliers (paper, section 3.3)."""
+
+    noise: float = Field(0.1, gt=0, description="σ of the Gaussian noise; it keeps x_tilde ≠ x.")
+    draw: Literal["fresh", "fixed"] = Field(
+        "fresh", description="Drawn anew each time, or once for each labelled outlier."
+    )
+
+
+class AugmentSpec(Spec):
+    """Random changes of the training batches; none of them touches scoring."""
+
+    flips: bool = Field(True, description="Mirror pictures at random.")
+    rotations: bool = Field(True, description="Turn square pictures by multiples of 90 degrees.")
+    noise: float = Field(0.0, ge=0, description="σ of Gaussian noise on the input, not the target.")
+    brightness: float = Field(0.0, ge=0, description="σ of one shift per picture, target included.")
+    contrast: float = Field(0.0, ge=0, description="σ of the log of one factor per picture.")
+    color: float = Field(0.0, ge=0, description="σ of one shift per picture and channel.")
+    erase: float = Field(0.0, ge=0, lt=1, description="Side of a blanked square, share of the side")
+    mixup: float = Field(
+        0.0, ge=0, le=1, description="Blend labelled outliers pairwise, by up to half of this."
+    )
+
+
+class InputTransform:
+    """Stored samples to network input, for training and scoring alike.
+
+    Pictures are taken from their value range to [-1, 1] and zero-padded, evenly on both sides, to
+    multiples of 16; vectors are passed on. A transform in MONAI's sense, for whole batches, that
+    equals ``EnsureChannelFirst``, ``DivisiblePad``, ``ScaleIntensityRange`` of each picture.
+    """
+
+    def __init__(self, *, value_range: tuple[float, float], image: bool) -> None:
+        self.value_range = value_range
+        self.image = image
+
+    def __call__(self, samples: Tensor | npt.NDArray[Any]) -> Tensor:
+        """Take (n, h, w, c) of any number type to (n, c, h', w') float32, or (n, d) to (n, d)."""
+        x = torch.as_tensor(samples).float()
+        if not self.image:
+            return x
+        low, high = self.value_range
+        x = x.permute(0, 3, 1, 2)  # (n, c, h, w), channels last in memory
+        height, width = (-side % STEP for side in x.shape[2:])
+        if height or width:
+            sides = (width // 2, width - width // 2, height // 2, height - height // 2)
+            x = torch.nn.functional.pad(x, sides)
+        x = (x - low) / (high - low) * 2 - 1
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def view(x: Tensor, index: int) -> Tensor:
+    """One of the eight views of pictures (n, c, h, w): 0-3 turned, 4-7 mirrored and turned."""
+    if index >= 4:
+        x = x.flip(-1)
+    return torch.rot90(x, index % 4, (-2, -1))
+
+
+def views_of(shape: tuple[int, ...], count: int) -> list[int]:
+    """The views used for test-time augmentation: those that keep the shape (c, h, w)."""
+    fitting = range(VIEWS) if shape[-1] == shape[-2] else (0, 2, 4, 6)
+    return [index for index in fitting if index < VIEWS][:count]
+
+
+def random_views(x: Tensor, spec: AugmentSpec, generator: torch.Generator) -> Tensor:
+    """Mirror and turn each picture of a batch (n, c, h, w) on its own; vectors are passed on."""
+    if x.ndim != 4 or not (spec.flips or spec.rotations):
+        return x
+    square = x.shape[-1] == x.shape[-2]
+    turns = (0, 1, 2, 3) if spec.rotations and square else (0, 2) if spec.rotations else (0,)
+    choices = [t + 4 * f for f in ((0, 1) if spec.flips else (0,)) for t in turns]
+    draw = torch.randint(len(choices), (len(x),), generator=generator, device=x.device)
+    out = torch.empty_like(x)
+    for number, index in enumerate(choices):
+        chosen = draw == number
+        out[chosen] = view(x[chosen], index)
+    return out
+
+
+def jitter(x: Tensor, spec: AugmentSpec, generator: torch.Generator) -> Tensor:
+    """Shift and scale the values of each sample; input and target get the same."""
+    shape = (len(x), *[1] * (x.ndim - 1))
+    if spec.contrast:
+        x = x * torch.exp(spec.contrast * _normal(x, shape, generator))
+    if spec.brightness:
+        x = x + spec.brightness * _normal(x, shape, generator)
+    if spec.color and x.ndim == 4:
+        x = x + spec.color * _normal(x, (len(x), x.shape[1], 1, 1), generator)
+    return x
+
+
+def corrupt(x: Tensor, spec: AugmentSpec, generator: torch.Generator) -> Tensor:
+    """Noise and blanked squares on the input alone: the target stays clean."""
+    if spec.noise:
+        x = x + spec.noise * _normal(x, tuple(x.shape), generator)
+    if spec.erase and x.ndim == 4:
+        x = _erase(x, spec.erase, generator)
+    return x
+
+
+def mix(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Blend each sample with another of the batch, by up to half of ``share``."""
+    if not share or len(x) < 2:
+        return x
+    shape = (len(x), *[1] * (x.ndim - 1))
+    part = 0.5 * share * torch.rand(shape, generator=generator, device=x.device)
+    return (1 - part) * x + part * x[torch.randperm(len(x), generator=generator, device=x.device)]
+
+
+def wrong_target(x: Tensor, *, noise: float, generator: torch.Generator) -> Tensor:
+    """x_tilde of labelled outliers: a wrong version of each sample, never the sample itself.
+
+    Pictures are turned by 90, 180 or 270 degrees (180 where they are not square), the dimensions
+    of vectors are permuted; Gaussian noise is added to both.
+
+    Args:
+        x: (n, c, h, w) or (n, d).
+        noise: σ, above 0, in units of x.
+        generator: where the draws come from, on the device of x.
+    """
+    turned = _turn(x, generator) if x.ndim == 4 else _permute(x, generator)
+    return turned + noise * _normal(x, tuple(x.shape), generator)
+
+
+def _turn(x: Tensor, generator: torch.Generator) -> Tensor:
+    if x.shape[-1] != x.shape[-2]:
+        return torch.rot90(x, 2, (-2, -1))
+    draw = torch.randint(1, 4, (len(x),), generator=generator, device=x.device)
+    out = torch.empty_like(x)
+    for turns in (1, 2, 3):
+        out[draw == turns] = torch.rot90(x[draw == turns], turns, (-2, -1))
+    return out
+
+
+def _permute(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Permute each row's dimensions; a draw that leaves all in place is shifted by one."""
+    order = torch.rand(x.shape, generator=generator, device=x.device).argsort(1)
+    same = (order == torch.arange(x.shape[1], device=x.device)).all(1)
+    order[same] = order[same].roll(1, dims=1)
+    return x.gather(1, order)
+
+
+def _erase(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Blank one square, at random in half of the pictures, with the picture's mean color."""
+    height, width = x.shape[2:]
+    side = max(1, round(share * min(height, width)))
+    draw = torch.rand((3, len(x), 1, 1), generator=generator, device=x.device)
+    top, left = (draw[0] * (height - side)).floor(), (draw[1] * (width - side)).floor()
+    rows = torch.arange(height, device=x.device)[None, :, None]
+    columns = torch.arange(width, device=x.device)[None, None, :]
+    inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
+    blank = (inside & (draw[2] < 0.5))[:, None]  # (n, 1, h, w)
+    return torch.where(blank, x.mean((2, 3), keepdim=True), x)
+
+
+def _normal(x: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def as_batch(samples: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> Tensor:
+    """The stored samples of these rows, copied out of the memory map."""
+    return torch.from_numpy(np.ascontiguousarray(samples[indices]))

@@ -1,0 +1,1 @@
+"""What people open: reports, heat maps, tables and figures."""

@@ -1,0 +1,247 @@
+"""The report of one slide: a self-contained HTML page without scripts or outside references."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from esad_med.base.runs import write_text
+from esad_med.outputs.figures import histogram_svg
+from esad_med.outputs.heatmap import UNTILED, Bytes, colorize, normal_limits, rasterize_tiles
+
+_OVERVIEW_PX = 900
+_PICTURE_HEIGHT_PX = 700  # a tall slide is narrowed rather than shown over two screens
+_SHOWN_FAILURES = 20
+_TINT = 0.62  # share of the heat map's color where it lies over the gray slide
+
+Floats = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class TilePicture:
+    """One tile as scanned, before stain normalization, to be shown with its scores.
+
+    Attributes:
+        index: its row among the report's tiles.
+        picture: (h, w, 3) uint8.
+    """
+
+    index: int
+    picture: Bytes
+
+
+@dataclass(frozen=True)
+class SlideReport:
+    """Everything the page shows, as plain values; checked when made.
+
+    Attributes:
+        case_id: the title.
+        slide_score: by the rule that ``slide_rule`` puts in words.
+        slide_rule: such as "mean of the 14 highest tile scores (top 1 %, at least 10)".
+        slide_percentile: the slide score among held-out normal tiles, 0-100.
+        maximum: the highest tile score.
+        threshold: the tile score above which area is counted.
+        threshold_rule: such as "99th percentile of held-out normal tiles".
+        area_above_mm2: area of the tiles above the threshold.
+        area_tiled_mm2: area of all scored tiles.
+        xy_level0: (n, 2) top-left corners of the scored tiles in level-0 pixels.
+        edge_level0: edge of a tile in level-0 pixels.
+        score: (n,) Eq. 17; higher is more anomalous.
+        percentile: (n,) 0-100, the score among held-out normal tiles.
+        reconstruction: (n,) first term of the score.
+        norm: (n,) second term of the score.
+        thumbnail: (h, w, 3) uint8 picture of the whole slide.
+        downsample: level-0 pixels per thumbnail pixel.
+        slide_size: (width, height) at level 0.
+        slide_mpp: µm per level-0 pixel.
+        normal_quantiles: quantile (0-1) of the held-out normals -> tile score; 0.5 and 0.99 must
+            be among them, since the color scale hangs on them.
+        most: the most anomalous tiles, highest first.
+        least: the least anomalous tiles, lowest first.
+        provenance: name -> text, in the order of the table.
+        failures: (where, message) of what could not be read.
+        created: date of the run, given by the caller so that equal runs give equal pages.
+    """
+
+    case_id: str
+    slide_score: float
+    slide_rule: str
+    slide_percentile: float
+    maximum: float
+    threshold: float
+    threshold_rule: str
+    area_above_mm2: float
+    area_tiled_mm2: float
+    xy_level0: npt.NDArray[np.integer]
+    edge_level0: float
+    score: Floats
+    percentile: Floats
+    reconstruction: Floats
+    norm: Floats
+    thumbnail: Bytes
+    downsample: float
+    slide_size: tuple[int, int]
+    slide_mpp: float
+    normal_quantiles: Mapping[float, float]
+    most: Sequence[TilePicture]
+    least: Sequence[TilePicture]
+    provenance: Mapping[str, str]
+    created: str
+    failures: Sequence[tuple[str, str]] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not describe the same n tiles, n > 0."""
+        n = len(self.score)
+        columns = (self.percentile, self.reconstruction, self.norm)
+        if not n or self.xy_level0.shape != (n, 2) or any(c.shape != (n,) for c in columns):
+            raise ValueError(f"{self.case_id}: expected one position and three values per score")
+        if self.thumbnail.ndim != 3 or self.thumbnail.dtype != np.uint8:
+            raise ValueError(f"{self.case_id}: expected a thumbnail (h, w, 3) uint8")
+        if not {0.5, 0.99} <= set(self.normal_quantiles):
+            raise ValueError(f"{self.case_id}: quantiles 0.5 and 0.99 of the normals are needed")
+        if any(not 0 <= tile.index < n for tile in (*self.most, *self.least)):
+            raise ValueError(f"{self.case_id}: a tile picture has no row among {n} tiles")
+
+
+def write_report(path: Path, report: SlideReport) -> None:
+    """Write the page, atomically.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    write_text(path, render_report(report))
+
+
+def render_report(report: SlideReport) -> str:
+    """The page as HTML; the same report gives the same text."""
+    loader = jinja2.FunctionLoader(_read_template)
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _format_number
+    environment.filters["tied"] = _tie_units
+    environment.filters["percentile"] = _format_percentile
+    page = environment.get_template("slide.html")
+    thumbnail, downsample = _shrink_overview(report.thumbnail, report.downsample)
+    return page.render(
+        report=report,
+        shown_failures=_SHOWN_FAILURES,
+        style=_read_template("slide.css"),
+        thumbnail=_data_uri(thumbnail, "JPEG"),
+        overlay=_data_uri(_overlay(report, thumbnail, downsample), "JPEG"),
+        scale_bar=_scale_bar(report),
+        picture_width=round(_PICTURE_HEIGHT_PX * thumbnail.shape[1] / thumbnail.shape[0]),
+        legend=_data_uri(_legend(), "PNG"),
+        limits=normal_limits(report.normal_quantiles),
+        histogram=_svg_uri(histogram_svg(report.score, marks=_marks(report))),
+        most=[_describe_tile(report, tile) for tile in report.most],
+        least=[_describe_tile(report, tile) for tile in report.least],
+    )
+
+
+def _read_template(name: str) -> str:
+    return resources.files("esad_med.outputs.templates").joinpath(name).read_text("utf-8")
+
+
+def _shrink_overview(thumbnail: Bytes, downsample: float) -> tuple[Bytes, float]:
+    """The thumbnail at no more than the page shows, and its level-0 pixels per pixel."""
+    longest = max(thumbnail.shape[:2])
+    if longest <= _OVERVIEW_PX:
+        return thumbnail, downsample
+    zoom = _OVERVIEW_PX / longest
+    width = max(1, round(thumbnail.shape[1] * zoom))
+    height = max(1, round(thumbnail.shape[0] * zoom))
+    image = Image.fromarray(thumbnail).resize((width, height), Image.Resampling.BOX)
+    return np.asarray(image), downsample / zoom
+
+
+def _overlay(report: SlideReport, thumbnail: Bytes, downsample: float) -> Bytes:
+    """The slide in gray with each tile's score over it in color."""
+    height, width = thumbnail.shape[:2]
+    raster = rasterize_tiles(
+        report.score,
+        xy_level0=report.xy_level0,
+        edge_level0=report.edge_level0,
+        downsample=downsample,
+        size_px=(width, height),
+        limits=normal_limits(report.normal_quantiles),
+    )
+    gray = np.asarray(Image.fromarray(thumbnail).convert("L").convert("RGB"), dtype=np.float32)
+    mixed = (1 - _TINT) * gray + _TINT * colorize(raster)
+    tiled = (raster != UNTILED)[..., None]
+    return np.rint(np.where(tiled, mixed, gray)).astype(np.uint8)
+
+
+def _legend() -> Bytes:
+    """The color scale from its first to its last color."""
+    ramp = colorize(np.arange(UNTILED, dtype=np.uint8))[None]
+    return np.ascontiguousarray(np.repeat(ramp, 8, axis=0))
+
+
+def _scale_bar(report: SlideReport) -> dict[str, object]:
+    """A round length of about a fifth of the slide, and its share of the picture's width."""
+    width_um = report.slide_size[0] * report.slide_mpp
+    target = width_um / 5
+    power = 10 ** math.floor(math.log10(target))
+    length = max(step * power for step in (1, 2, 5) if step * power <= target)
+    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    return {"share": length / width_um, "text": text}
+
+
+def _marks(report: SlideReport) -> dict[str, float]:
+    """The lines of the histogram: "P99" and the like -> score."""
+    return {f"P{100 * q:g}": float(value) for q, value in report.normal_quantiles.items()}
+
+
+def _describe_tile(report: SlideReport, tile: TilePicture) -> dict[str, object]:
+    x, y = (int(value) for value in report.xy_level0[tile.index])
+    return {
+        "picture": _data_uri(tile.picture, "PNG"),
+        "score": float(report.score[tile.index]),
+        "percentile": float(report.percentile[tile.index]),
+        "reconstruction": float(report.reconstruction[tile.index]),
+        "norm": float(report.norm[tile.index]),
+        "x": x,
+        "y": y,
+    }
+
+
+def _format_number(value: float) -> str:
+    """Four significant digits, zeros included, so that neighbors compare; an exponent if needed."""
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:#.4g}".rstrip(".")
+    return f"{value:.3e}" if abs(value) < 1e-3 else f"{value:,.0f}"
+
+
+def _tie_units(text: str) -> str:
+    """Keep "1 %" on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _format_percentile(value: float) -> str:
+    """One decimal, rounded down, so that 100 means above all."""
+    return f"{math.floor(value * 10 + 1e-9) / 10:.1f}"
+
+
+def _data_uri(picture: Bytes, kind: str) -> str:
+    """A picture as a data URI: PNG keeps each pixel, JPEG keeps overviews small."""
+    buffer = io.BytesIO()
+    settings = {"quality": 90} if kind == "JPEG" else {"optimize": True}
+    Image.fromarray(picture).save(buffer, format=kind, **settings)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _svg_uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"

@@ -1,0 +1,1 @@
+"""One path per user, from files to results."""

@@ -1,0 +1,182 @@
+"""What tiling and screening share: the config, which slides, and a slide's tiles made ready."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from data_prep.annotations import Annotation, read_annotation
+from data_prep.slides import SLIDE_SUFFIXES, Slide
+from data_prep.stain import Stain, StainSpec, StainTarget, fit_stain, normalize_stain
+from data_prep.stain_target import DEFAULT_TARGET, read_target
+from data_prep.tiles import TileBatch, TileGrid, TileSpec, plan_tiles, read_tiles
+from data_prep.tissue import TissueMask, TissueSpec, find_tissue
+from esad_med.base.cases import Case, check_cases, read_manifest
+from esad_med.base.config import Spec, build_spec
+from esad_med.base.errors import CaseError, SlideError
+
+ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json", ".png", "_mask.tif")
+
+
+class LabelSpec(Spec):
+    """How a tile's tumor fraction becomes its truth."""
+
+    truth_threshold: float = Field(
+        0.5, gt=0, le=1, description="A tile is anomalous from this share of tumor area on."
+    )
+
+
+class PathologyConfig(Spec):
+    """Everything between a slide's file and the tiles a detector sees."""
+
+    tissue: TissueSpec = TissueSpec()
+    tiles: TileSpec = TileSpec()
+    stain: StainSpec = StainSpec()
+    labels: LabelSpec = LabelSpec()
+
+
+@dataclass(frozen=True)
+class PreparedSlide:
+    """A slide whose tiles are planned and whose stain is known; no tile is read yet."""
+
+    slide: Slide
+    tissue: TissueMask
+    grid: TileGrid
+    stain: Stain
+
+
+def find_cases(paths: Sequence[Path], *, mpp: float | None, annotations: Path | None) -> list[Case]:
+    """The slides a user named: files, folders, or one manifest CSV.
+
+    Args:
+        paths: slide files, folders of slides, or a single ``.csv`` manifest.
+        mpp: level-0 µm per pixel that overrides what the files say, or None.
+        annotations: folder with annotations named like the slides, or None.
+
+    Raises:
+        CaseError: nothing found, duplicates, or a manifest that cannot be used.
+    """
+    if len(paths) == 1 and paths[0].suffix.lower() == ".csv":
+        if mpp is not None or annotations is not None:
+            raise CaseError(
+                f"{paths[0]}: a manifest has its own columns 'mpp' and 'annotation'; leave out"
+                " --mpp and --annotations"
+            )
+        return read_manifest(paths[0])
+    files = [file for path in paths for file in _slide_files(path)]
+    cases = [
+        Case(
+            case_id=file.stem,
+            path=file,
+            mpp=mpp,
+            annotation=_annotation_of(file, annotations) if annotations else None,
+        )
+        for file in files
+    ]
+    check_cases(cases, source="slides")
+    return cases
+
+
+def prepare_slide(slide: Slide, config: PathologyConfig) -> PreparedSlide:
+    """Find the tissue, plan the tiles, and fit the slide's one stain matrix.
+
+    Raises:
+        SlideError: no tissue, or a stain that cannot be told apart.
+    """
+    tissue = find_tissue(slide, config.tissue)
+    grid = plan_tiles(slide, tissue, config.tiles)
+    return PreparedSlide(slide, tissue, grid, fit_slide_stain(slide, grid, config.stain))
+
+
+def fit_slide_stain(slide: Slide, grid: TileGrid, spec: StainSpec) -> Stain:
+    """One stain matrix for the slide, from at most ``spec.fit_tiles`` tiles spread evenly."""
+    count = min(len(grid), spec.fit_tiles)
+    chosen = np.unique(np.linspace(0, len(grid) - 1, count).round().astype(np.int64))
+    batches = read_tiles(slide, grid.subset(chosen), on_error=_ignore_tile)
+    return fit_stain((batch.tiles for batch in batches), spec, name=slide.path.name)
+
+
+def normalized_tiles(
+    prepared: PreparedSlide,
+    spec: StainSpec,
+    target: StainTarget,
+    *,
+    on_error: Callable[[int, SlideError], None],
+) -> Iterator[TileBatch]:
+    """The slide's tiles in grid order, stain-normalized, a batch at a time.
+
+    Tiles that cannot be read are reported to ``on_error`` with their index and left out.
+    """
+    for batch in read_tiles(prepared.slide, prepared.grid, on_error=on_error):
+        tiles = normalize_stain(batch.tiles, prepared.stain, target, spec)
+        yield TileBatch(indices=batch.indices, tiles=tiles)
+
+
+def case_annotation(case: Case, slide: Slide) -> Annotation | None:
+    """The case's annotation, checked against the slide and against the case's own label.
+
+    Raises:
+        CaseError: malformed, of another slide, or tumor outlined in a case called normal.
+    """
+    if case.annotation is None:
+        return None
+    annotation = read_annotation(case.annotation, slide_size=slide.size_level0)
+    if case.truth == 0 and annotation.tumor.area > 0:
+        raise CaseError(
+            f"{case.annotation.name}: outlines tumor, but the manifest labels the case normal;"
+            " correct one of them"
+        )
+    return annotation
+
+
+def preparation(config: PathologyConfig, target: StainTarget) -> dict[str, Any]:
+    """The plain mapping that stores and detectors keep of how their tiles were made."""
+    values = config.model_dump(mode="json", exclude={"labels"})
+    used = config.stain.method != "none"
+    return {**values, "stain_target": target.to_dict() if used else None}
+
+
+def config_of(prepared: Mapping[str, Any]) -> tuple[PathologyConfig, StainTarget]:
+    """The config and stain target that `preparation` made the mapping of.
+
+    Raises:
+        ConfigError: the mapping does not describe slides.
+    """
+    values = {key: value for key, value in prepared.items() if key != "stain_target"}
+    config = build_spec(PathologyConfig, values, source="the detector's preparation")
+    target = prepared.get("stain_target")
+    return config, DEFAULT_TARGET if target is None else StainTarget.from_dict(target)
+
+
+def load_target(path: Path | None, spec: StainSpec) -> StainTarget:
+    """The stain target of a file (an image or a stored target), or the default one."""
+    return DEFAULT_TARGET if path is None else read_target(path, spec)
+
+
+def _slide_files(path: Path) -> list[Path]:
+    if path.is_dir() and path.suffix.lower() not in SLIDE_SUFFIXES:
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES)
+        if not files:
+            raise CaseError(f"{path}: no slides in this folder; expected {_suffixes()}")
+        return files
+    if not path.exists():
+        raise CaseError(f"{path}: no such file or folder")
+    return [path]
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(SLIDE_SUFFIXES))
+
+
+def _annotation_of(slide: Path, folder: Path) -> Path | None:
+    if not folder.is_dir():
+        raise CaseError(f"{folder}: no such folder of annotations")
+    found = (folder / f"{slide.stem}{suffix}" for suffix in ANNOTATION_SUFFIXES)
+    return next((path for path in found if path.exists()), None)
+
+
+def _ignore_tile(index: int, error: SlideError) -> None:
+    """A corrupt tile does not stop the stain fit; it is recorded when the tiles are read."""

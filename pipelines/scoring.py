@@ -1,0 +1,148 @@
+"""`esad-med score` and `esad-med evaluate`: scores of a store, and what they are worth."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from esad_med.assess.evaluation import By, Evaluation, evaluate, roc_curve
+from esad_med.base.cases import read_table
+from esad_med.base.errors import CaseError
+from esad_med.base.runs import Progress, atomic_file, ensure_folder, no_progress, write_json
+from esad_med.base.store import SampleStore
+from esad_med.method.detector import Detector
+from esad_med.method.scores import slide_score
+from esad_med.outputs.figures import write_histogram, write_roc
+
+_BATCH = 256
+_SPLITS = ("train", "val", "test")
+
+
+def score_store(
+    store: SampleStore,
+    detector: Detector,
+    out: Path,
+    *,
+    split: str | None = None,
+    progress: Progress = no_progress,
+) -> pd.DataFrame:
+    """Score the samples of a store into a CSV: the store's rows, score, percentile, both terms.
+
+    Args:
+        store: samples made as the detector's were.
+        detector: what scores them.
+        out: the CSV to write.
+        split: only the samples of this split, or all.
+        progress: called while samples are scored.
+
+    Raises:
+        ModelError: the store does not fit the detector's contract.
+        CaseError: the store has no sample of that split.
+    """
+    detector.check_store(store)
+    chosen = np.arange(len(store))
+    if split is not None:
+        if split not in _SPLITS:
+            raise CaseError(f"split '{split}' is unknown; expected {', '.join(_SPLITS)}")
+        chosen = np.flatnonzero(store.rows["split"] == split)
+        if not len(chosen):
+            raise CaseError(f"{store.path}: no sample of split '{split}'")
+
+    def batches() -> Any:
+        for start in range(0, len(chosen), _BATCH):
+            yield store.samples[chosen[start : start + _BATCH]]
+            progress("scoring", min(start + _BATCH, len(chosen)), len(chosen))
+
+    scores = detector.score(batches())
+    table = store.rows.iloc[chosen].reset_index(drop=True)
+    table["score"] = scores.score
+    table["percentile"] = detector.percentile(scores.score).round(2)
+    table["reconstruction"] = scores.reconstruction
+    table["norm"] = scores.norm
+    ensure_folder(out.parent)
+    with atomic_file(out) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
+    return table
+
+
+def evaluate_scores(path: Path, out: Path | None, *, by: By, group: str | None) -> Evaluation:
+    """Evaluate a CSV of scores; with ``out``, write evaluation.json, slides.csv and figures.
+
+    Args:
+        path: a CSV of `score_store` or `screen`, with columns score and truth.
+        out: folder for the results, or None.
+        by: what is resampled for the intervals: patient, slide, tile or auto.
+        group: a column to break the results down by, or None.
+
+    Raises:
+        CaseError: columns or one of the two classes are missing.
+    """
+    table = read_scores(path)
+    named = table[table["case_id"] != ""]
+    slide_scores = {
+        str(name): slide_score(part["score"].to_numpy())
+        for name, part in named.groupby("case_id", sort=True)
+    }
+    result = evaluate(table, by=by, group=group, slide_scores=slide_scores)
+    if out is not None:
+        _write_evaluation(ensure_folder(out), result, table)
+    return result
+
+
+def _write_evaluation(out: Path, result: Evaluation, table: pd.DataFrame) -> None:
+    write_json(out / "evaluation.json", result.to_dict())
+    for name, rows in (("slides", result.slides), ("groups", result.groups)):
+        if rows is not None and len(rows):
+            with atomic_file(out / f"{name}.csv") as temporary:
+                rows.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
+    known = table.dropna(subset=["truth"])
+    truth = known["truth"].to_numpy(dtype=np.int8)
+    curves = {
+        f"{name} (AUC {found.auc:.3f})": roc_curve(truth, known[name])
+        for name, found in result.measures.items()
+    }
+    write_roc(out / "roc", curves, title="ROC", specificities=(0.9, 0.95, 0.99))
+    classes = {
+        "normal": known["score"][truth == 0].to_numpy(),
+        "anomalous": known["score"][truth == 1].to_numpy(),
+    }
+    write_histogram(out / "histogram", classes, title="Scores by class")
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """A table of scores with numbers where numbers are meant and ``truth`` as Int8.
+
+    Args:
+        path: a CSV of tile or slide scores, or a folder that `screen` wrote.
+
+    Raises:
+        CaseError: not a table of scores.
+    """
+    if path.is_dir():
+        parts = [read_table(file) for file in sorted(path.glob("*/scores.csv"))]
+        if not parts:
+            raise CaseError(f"{path}: no CASE/scores.csv inside; expected a folder of `screen`")
+        table = pd.concat(parts, ignore_index=True)
+    else:
+        table = read_table(path)
+    if "slide_score" in table and "score" not in table:  # slides.csv of `screen`
+        table = table.rename(columns={"slide_score": "score"})
+    for name, default in (("case_id", ""), ("patient_id", ""), ("sample_id", None)):
+        if name not in table:
+            table[name] = table["case_id"] if default is None else default
+    missing = [name for name in ("score", "truth") if name not in table]
+    if missing:
+        raise CaseError(
+            f"{path}: column '{missing[0]}' is missing; found {', '.join(table.columns)}; expected"
+            " a CSV made by `esad-med score` or `screen`"
+        )
+    for name in ("score", "reconstruction", "norm", "truth"):
+        if name in table:
+            try:
+                table[name] = pd.to_numeric(table[name].replace("", None))
+            except ValueError as error:
+                raise CaseError(f"{path}: column '{name}' holds no numbers ({error})") from error
+    if not table["truth"].dropna().isin([0, 1]).all():
+        raise CaseError(f"{path}: truth must be 0, 1 or empty")
+    return table.astype({"truth": "Int8"})

@@ -1,0 +1,227 @@
+"""What evaluation says, against numbers by hand, scikit-learn, and a plain bootstrap."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from esad_med.assess.evaluation import (
+    auc,
+    average_precision,
+    bootstrap_auc,
+    evaluate,
+    roc_curve,
+    sensitivity_at_specificity,
+    set_aside_share,
+)
+from esad_med.base.errors import CaseError
+
+TRUTH = [0, 0, 0, 0, 1, 1]
+SCORE = [1.0, 2.0, 3.0, 5.0, 4.0, 6.0]
+
+
+def make_table(n=120, *, slides=12, patients=6, seed=0, **columns):
+    random = np.random.default_rng(seed)
+    truth = np.arange(n) % 3 == 0
+    table = pd.DataFrame(
+        {
+            "sample_id": [f"t{i}" for i in range(n)],
+            "case_id": [f"s{i % slides:02d}" for i in range(n)],
+            "patient_id": [f"p{i % slides % patients}" for i in range(n)],
+            "truth": truth.astype(int),
+            "score": random.normal(size=n) + truth,
+            "reconstruction": random.normal(size=n),
+            "norm": random.normal(size=n) + 2 * truth,
+        }
+    )
+    return table.assign(**columns)
+
+
+def test_measures_by_hand():
+    # Of 4 x 2 pairs only (normal 5, anomalous 4) is the wrong way round.
+    assert auc(TRUTH, SCORE) == pytest.approx(7 / 8)
+    # Falling order: 6 (hit, 1/1), 5, 4 (hit, 2/3).
+    assert average_precision(TRUTH, SCORE) == pytest.approx((1 + 2 / 3) / 2)
+    assert sensitivity_at_specificity(TRUTH, SCORE, 1.0) == pytest.approx(0.5)
+    assert sensitivity_at_specificity(TRUTH, SCORE, 0.75) == pytest.approx(1.0)
+    assert sensitivity_at_specificity(TRUTH, SCORE, 0.76) == pytest.approx(0.5)
+    # Both anomalous ones are found from 4 upward; three of four normals lie below.
+    assert set_aside_share(TRUTH, SCORE) == pytest.approx(0.75)
+    assert set_aside_share(TRUTH, SCORE, sensitivity=0.5) == pytest.approx(1.0)
+
+
+def test_ties_count_one_half():
+    assert auc([0, 1], [1.0, 1.0]) == 0.5
+    assert bootstrap_auc([0, 1, 0, 1], [1.0] * 4, ["a", "a", "b", "b"]) == (0.5, 0.5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(-5, 5)), min_size=2, max_size=40))
+def test_auc_is_unchanged_by_a_rising_map_and_turned_by_a_falling_one(pairs):
+    truth, score = np.array(pairs).T
+    if truth.min() == truth.max():
+        return
+    plain = auc(truth, score)
+    assert auc(truth, np.exp(score / 3)) == pytest.approx(plain)
+    assert auc(truth, -score) == pytest.approx(1 - plain)
+    assert 0 <= set_aside_share(truth, score) <= 1
+
+
+def test_bootstrap_equals_one_written_out_in_full():
+    random = np.random.default_rng(3)
+    truth = random.random(90) < 0.4
+    score = np.round(random.normal(size=90) + truth, 1)  # with ties
+    groups = random.integers(0, 9, 90)
+    low, high = bootstrap_auc(truth, score, groups, resamples=300, seed=5)
+    again = np.random.default_rng(5)
+    aucs = []
+    names = pd.factorize(groups)[1]
+    for drawn in again.integers(0, 9, size=(300, 9)):
+        rows = np.concatenate([np.flatnonzero(groups == names[code]) for code in drawn])
+        aucs.append(metrics.roc_auc_score(truth[rows], score[rows]))
+    assert (low, high) == pytest.approx(tuple(np.quantile(aucs, [0.025, 0.975])))
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    random = np.random.default_rng(0)
+    true_auc = 0.7602  # P(N(1,1) > N(0,1)) = Phi(1 / sqrt 2)
+    hits = 0
+    for trial in range(100):
+        score = np.r_[random.normal(size=60), random.normal(1, 1, size=60)]
+        low, high = bootstrap_auc(np.repeat([0, 1], 60), score, resamples=200, seed=trial)
+        hits += low <= true_auc <= high
+    assert 86 <= hits <= 100
+
+
+def test_clustered_tiles_widen_the_interval():
+    random = np.random.default_rng(1)
+    groups = np.repeat(np.arange(20), 50)
+    truth = (groups % 2).astype(int)
+    score = truth + 1.5 * random.normal(size=20)[groups] + 0.1 * random.normal(size=1000)
+    by_tile = bootstrap_auc(truth, score)
+    by_group = bootstrap_auc(truth, score, groups)
+    assert by_group[1] - by_group[0] > 3 * (by_tile[1] - by_tile[0])
+
+
+def test_chunks_of_resamples_do_not_change_the_interval(monkeypatch):
+    table = make_table()
+    whole = bootstrap_auc(table["truth"], table["score"], table["case_id"], resamples=101)
+    monkeypatch.setattr("esad_med.assess.evaluation._CHUNK", 1000)
+    pieces = bootstrap_auc(table["truth"], table["score"], table["case_id"], resamples=101)
+    assert pieces == whole
+
+
+def test_one_group_has_no_interval():
+    assert np.isnan(bootstrap_auc([0, 1, 0, 1], [1.0, 2.0, 3.0, 4.0], ["a"] * 4)).all()
+
+
+def test_evaluate_reports_every_term_and_resamples_by_patient():
+    table = make_table()
+    result = evaluate(table, resamples=200)
+    assert (result.resampled_by, result.units, result.n_unknown) == ("patient", 6, 0)
+    assert list(result.measures) == ["score", "reconstruction", "norm"]
+    for name, found in result.measures.items():
+        assert found.auc == pytest.approx(metrics.roc_auc_score(table["truth"], table[name]))
+        assert found.auc_low <= found.auc <= found.auc_high
+        assert list(found.sensitivity_at) == ["90", "95", "99"]
+        assert (found.n_normal, found.n_anomalous) == (80, 40)
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("columns", "unit", "words"),
+    [
+        ({"patient_id": ""}, "slide", "patients are not known"),
+        ({"patient_id": "", "case_id": ""}, "tile", "true interval is wider"),
+        ({"patient_id": None, "case_id": "only"}, "tile", "true interval is wider"),
+    ],
+)
+def test_auto_takes_the_widest_known_unit_and_says_so(columns, unit, words):
+    result = evaluate(make_table(**columns), resamples=50)
+    assert result.resampled_by == unit
+    assert words in result.note
+
+
+def test_a_table_of_slides_is_resampled_by_slide():
+    table = make_table(24, slides=24, patient_id="")
+    result = evaluate(table.assign(sample_id=table["case_id"]), resamples=50)
+    assert (result.resampled_by, result.units) == ("slide", 24)
+
+
+def test_slides_and_their_scores():
+    table = make_table(60, slides=4, patient_id="")
+    table["truth"] = (table["case_id"].isin(["s02", "s03"]) & (table.index % 8 > 3)).astype(int)
+    result = evaluate(table, slide_scores={"s00": 1, "s01": 3, "s02": 2, "s03": 4}, resamples=50)
+    slides = result.slides.set_index("case_id")
+    assert slides["truth"].to_dict() == {"s00": 0, "s01": 0, "s02": 1, "s03": 1}
+    assert slides["n"].to_list() == [15, 15, 15, 15]
+    assert np.isnan(slides.loc["s00", "auc"])
+    part = table[table["case_id"] == "s02"]
+    assert slides.loc["s02", "auc"] == pytest.approx(auc(part["truth"], part["score"]))
+    assert result.slide_measures is not None
+    assert result.slide_measures.auc == pytest.approx(3 / 4)
+    assert result.to_dict()["slides"][0]["auc"] is None
+    assert evaluate(table, resamples=10).slide_measures is None
+
+
+def test_groups_are_told_apart():
+    scanner = np.where(np.arange(120) % 2, "A", "B")
+    table = make_table(scanner=scanner)
+    table.loc[table["scanner"] == "A", "score"] = 1.0
+    groups = evaluate(table, group="scanner", resamples=50).groups
+    assert groups is not None
+    rows = groups.set_index("scanner")
+    assert rows.loc["A", "auc"] == 0.5
+    part = table[table["scanner"] == "B"]
+    assert rows.loc["B", "auc"] == pytest.approx(auc(part["truth"], part["score"]))
+    assert rows["n"].sum() == 120
+
+
+def test_unknown_truth_is_left_out_and_strings_are_read():
+    table = make_table()
+    wanted = evaluate(table.iloc[:100], resamples=20).measures["score"]
+    strings = table.astype(str)
+    strings.loc[100:, "truth"] = ""
+    result = evaluate(strings, resamples=20)
+    assert result.n_unknown == 20
+    assert result.measures["score"].auc == pytest.approx(wanted.auc)
+    nullable = table.assign(truth=table["truth"].astype("Int8"))
+    nullable.loc[100:, "truth"] = pd.NA
+    assert evaluate(nullable, resamples=20).n_unknown == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="truth"), "column 'truth' is missing"),
+        (lambda t: t.assign(truth=0), "no anomalous sample"),
+        (lambda t: t.assign(truth=1), "no normal sample"),
+        (lambda t: t.assign(truth=""), "no normal sample"),
+        (lambda t: t.assign(truth=2), "expected 0 .normal., 1 .anomalous. or empty"),
+        (lambda t: t.assign(truth="tumor"), "truth 'tumor'"),
+        (lambda t: t.assign(score=np.nan), "120 values that are not finite"),
+        (lambda t: t.assign(norm=np.inf), "column 'norm'"),
+    ],
+)
+def test_tables_that_cannot_be_evaluated(change, message):
+    with pytest.raises(CaseError, match=message):
+        evaluate(change(make_table()))
+
+
+def test_a_unit_or_group_that_is_not_known_is_refused():
+    with pytest.raises(CaseError, match="the patient of 120 of 120 samples is unknown"):
+        evaluate(make_table(patient_id=""), by="patient")
+    with pytest.raises(CaseError, match="column 'scanner' is missing"):
+        evaluate(make_table(), group="scanner")
+
+
+def test_roc_curve_rises_from_corner_to_corner():
+    fpr, tpr = roc_curve(TRUTH, SCORE)
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+    assert (np.diff(fpr) >= 0).all()
+    assert (np.diff(tpr) >= 0).all()
+    assert np.trapezoid(tpr, fpr) == pytest.approx(auc(TRUTH, SCORE))
