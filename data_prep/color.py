@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from data_prep.compiled import compile_kernel
 
 Floats = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
@@ -63,11 +66,15 @@ def tissue_pixels(rgb: Bytes, luminosity: float) -> npt.NDArray[np.bool_]:
     Returns:
         (...) bool.
     """
-    f = (100 * luminosity + 16) / 116
-    bound = f**3 if f > 0.2068966 else (f - 16 / 116) / 7.787  # L is a rising map of Y
     table = _LUMINANCE_TABLE
     y = table[rgb[..., 0], 0] + table[rgb[..., 1], 1] + table[rgb[..., 2], 2]
-    return np.asarray(y < np.float32(bound))
+    return np.asarray(y < _luminance(luminosity))
+
+
+def _luminance(luminosity: float) -> np.float32:
+    """Y of L = 100 x luminosity; L is a rising map of Y."""
+    f = (100 * luminosity + 16) / 116
+    return np.float32(f**3 if f > 0.2068966 else (f - 16 / 116) / 7.787)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +95,16 @@ class ColorHistogram:
     @classmethod
     def of(cls, images: Iterable[Bytes], *, luminosity: float) -> "ColorHistogram":
         """Count the tissue pixels of images (..., 3) uint8, one after the other."""
-        size = 1 << 3 * _BITS
-        totals = np.zeros((4, size), dtype=np.int64)
+        totals = np.zeros((1 << 3 * _BITS, 4), dtype=np.int64)
+        kernel = compile_kernel(_count_colors)
         for image in images:
-            rgb = image.reshape(-1, 3)
-            rgb = rgb[tissue_pixels(rgb, luminosity)]
-            half = (rgb >> 1).astype(np.int64)
-            key = half[:, 0] << 2 * _BITS | half[:, 1] << _BITS | half[:, 2]
-            np.add.at(totals[0], key, 1)
-            for channel in range(3):
-                np.add.at(totals[channel + 1], key[(rgb[:, channel] & 1).astype(bool)], 1)
-        keys = np.flatnonzero(totals[0])
-        return cls(keys, totals[0, keys], totals[1:, keys].T)
+            pixels = np.ascontiguousarray(image).reshape(-1, 3)
+            if kernel is None:
+                count_numpy(pixels, luminosity, totals)
+            else:
+                kernel(pixels, _LUMINANCE_TABLE, _luminance(luminosity), totals)
+        keys = np.flatnonzero(totals[:, 0])
+        return cls(keys, totals[keys, 0], totals[keys, 1:])
 
     def __add__(self, other: "ColorHistogram") -> "ColorHistogram":
         """The histogram of both pictures together."""
@@ -129,6 +134,28 @@ class ColorHistogram:
     def mean_rgb(self) -> Floats:
         """Mean colour of each bin, (k, 3) in [0, 255]."""
         return self._even() + self.odd / self.counts[:, None]
+
+
+def count_numpy(pixels: Bytes, luminosity: float, totals: npt.NDArray[np.int64]) -> None:
+    """Add the tissue of (n, 3) to the totals (2^21, 4): all of a bin, and those odd per channel."""
+    pixels = pixels[tissue_pixels(pixels, luminosity)]
+    half = (pixels >> 1).astype(np.int64)
+    key = half[:, 0] << 2 * _BITS | half[:, 1] << _BITS | half[:, 2]
+    np.add.at(totals[:, 0], key, 1)
+    for channel in range(3):
+        np.add.at(totals[:, channel + 1], key[(pixels[:, channel] & 1).astype(bool)], 1)
+
+
+def _count_colors(pixels: Any, table: Any, bound: Any, totals: Any) -> None:
+    """`count_numpy`, to be compiled."""
+    for i in range(len(pixels)):
+        r, g, b = np.int64(pixels[i, 0]), np.int64(pixels[i, 1]), np.int64(pixels[i, 2])
+        if table[r, 0] + table[g, 1] + table[b, 2] < bound:
+            key = (r >> 1) << 14 | (g >> 1) << 7 | b >> 1
+            totals[key, 0] += 1
+            totals[key, 1] += r & 1
+            totals[key, 2] += g & 1
+            totals[key, 3] += b & 1
 
 
 def weighted_percentile(values: Floats, weights: npt.NDArray[np.int64], percent: float) -> float:

@@ -13,8 +13,8 @@ from scipy import ndimage
 
 from data_prep.color import OD_TABLE, Bytes, Floats
 from data_prep.slide_writing import write_asap, write_manifest, write_pyramid
-from data_prep.synthetic import GLASS, blob_radius, perturb_look, turn
-from data_prep.vahadane import REFERENCE_MATRIX, ordered, sparse_concentrations
+from data_prep.synthetic import GLASS, HE_MATRIX, blob_radius, perturb_look, turn
+from data_prep.vahadane import ordered, sparse_concentrations
 from esad_med.base.cases import Case
 from esad_med.base.runs import ensure_folder
 
@@ -94,7 +94,7 @@ def compose_demo_picture(
     Returns:
         (size, size, 3) uint8, and per lesion its vertices (k, 2) as x, y.
     """
-    matrix, scale = perturb_look(REFERENCE_MATRIX, rng)
+    matrix, scale = perturb_look(HE_MATRIX, rng)
     center = size * rng.uniform(0.48, 0.52, 2)
     tissue, _ = _draw_blob(size, center, 0.36 * size, rng)
     planes = _quilt(source, size, rng)
@@ -148,28 +148,29 @@ def _quilt(source: Plane, size: int, rng: np.random.Generator) -> Plane:
 
 def _draw_lesion(planes: Plane, mask: Plane, outline: Outline, rng: np.random.Generator) -> None:
     """Crowd enlarged dark nuclei into the nest, in place; between them the tissue shows, paler."""
-    left, top = (np.floor(outline.min(axis=0)) - 24).astype(int)
-    right, bottom = (np.ceil(outline.max(axis=0)) + 24).astype(int)
+    left, top = (np.floor(outline.min(axis=0)) - 32).astype(int)
+    right, bottom = (np.ceil(outline.max(axis=0)) + 32).astype(int)
     view = (slice(top, bottom), slice(left, right))
     inside = mask[view]
     nuclei = _draw_nuclei(inside > 0.5, rng)
     hematoxylin, counterstain = planes[:, *view]
     cytoplasm = inside * (1 - 0.7 * np.clip(nuclei, 0, 1))
-    hematoxylin[:] = np.maximum(hematoxylin * (1 - 0.6 * inside), nuclei)
-    counterstain[:] = counterstain * (1 - 0.8 * inside) + 0.35 * cytoplasm
+    hematoxylin[:] = np.maximum(hematoxylin * (1 - 0.4 * inside), nuclei)
+    counterstain[:] = counterstain * (1 - 0.5 * inside) + 0.25 * cytoplasm
 
 
 def _draw_nuclei(inside: npt.NDArray[np.bool_], rng: np.random.Generator) -> Plane:
-    """Hematoxylin (h, w) of nuclei at least 18 pixels (9 µm) apart whose centers lie inside."""
+    """Hematoxylin (h, w) of nuclei, 9-13 µm apart by nest, whose centers lie inside."""
+    gap = int(rng.integers(18, 27))
     stamps = [_draw_nucleus(rng) for _ in range(32)]
     canvas = np.zeros(inside.shape, np.float32)
     free = inside.copy()
-    free[:20], free[-20:], free[:, :20], free[:, -20:] = False, False, False, False
-    disc = np.hypot(*(np.mgrid[:37, :37] - 18)) >= 18
+    free[:28], free[-28:], free[:, :28], free[:, -28:] = False, False, False, False
+    disc = np.hypot(*(np.mgrid[: 2 * gap + 1, : 2 * gap + 1] - gap)) >= gap
     places = np.argwhere(free)
     for y, x in rng.permutation(places)[: len(places) // 12]:
         if free[y, x]:
-            free[y - 18 : y + 19, x - 18 : x + 19] &= disc
+            free[y - gap : y + gap + 1, x - gap : x + gap + 1] &= disc
             stamp = turn(stamps[rng.integers(len(stamps))], rng)
             part = canvas[y - 20 : y + 20, x - 20 : x + 20]
             np.maximum(part, stamp, out=part)

@@ -205,10 +205,11 @@ def brighten(rgb: Bytes, percent: float = 90) -> Bytes:
 
 def shrink(rgb: Bytes) -> Bytes:
     """A quarter of the size with DPA's own call: (768, 768, 3) to (192, 192, 3)."""
-    from skimage import transform, util
+    from skimage import transform
 
     scale = SMALL_PX / CELL_PX
-    return np.asarray(util.img_as_ubyte(transform.rescale(rgb, (scale, scale, 1))), np.uint8)
+    small: Bytes = np.rint(255 * transform.rescale(rgb, (scale, scale, 1))).astype(np.uint8)
+    return small
 
 
 def center_crop(picture: Bytes, edge: int = TILE_PX) -> Bytes:

@@ -1,6 +1,7 @@
 """What a slide's header says: microns per pixel, bits per channel, and a cheap identity."""
 
 import hashlib
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def refuse_deep_pixels(path: Path) -> None:
     try:
         with tifffile.TiffFile(path) as tiff:
             bits = tiff.pages.first.bitspersample
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, OSError, TypeError):
+    except (tifffile.TiffFileError, struct.error, ValueError, LookupError, OSError, TypeError):
         return  # OpenSlide did open it, so it is no plain TIFF
     if np.max(bits) > 8:
         raise SlideError(

@@ -113,7 +113,8 @@ class Slide:
             self._reopen()
             raise SlideError(
                 f"{self.path.name}: damaged at x={xy_level0[0]}, y={xy_level0[1]} (level {level},"
-                f" {size_px[0]}x{size_px[1]} px): {error}; copy or export the slide again"
+                f" {size_px[0]}x{size_px[1]} px): {_reason(error, self.path)}; copy or export the"
+                " slide again"
             ) from error
 
     def read_overview(self, mpp: float) -> Overview:
@@ -222,9 +223,15 @@ def _open_handle(path: Path) -> openslide.OpenSlide:
         ) from error
     except openslide.OpenSlideError as error:
         raise SlideError(
-            f"{path.name}: damaged or truncated ({error}); copy or export the slide again"
+            f"{path.name}: damaged or truncated ({_reason(error, path)}); copy or export the slide"
+            " again"
         ) from error
     return handle
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """What OpenSlide says, without the folder: its name may hold a patient's."""
+    return str(error).replace(str(path), path.name)
 
 
 def _on_white(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.color import Bytes, ColorHistogram, Floats
+from data_prep.color import OD_TABLE, Bytes, Floats
 from data_prep.slide_writing import cell_outlines, write_asap, write_manifest, write_pyramid
-from data_prep.vahadane import ordered, remap_stains, vahadane_matrix
+from data_prep.vahadane import REFERENCE_MATRIX, ordered, sparse_concentrations
 from esad_med.base.cases import Case
 from esad_med.base.errors import StoreError
 from esad_med.base.runs import ensure_folder
 from esad_med.base.store import SampleStore
 
 GLASS = 243  # grey level of the empty glass
+HE_MATRIX = ordered(REFERENCE_MATRIX)
 
 
 def compose_from_store(
@@ -64,7 +65,6 @@ def compose_from_store(
         raise ValueError("expected at least one tile per slide and shares within (0, 1]")
     pools = _tile_pools(store, rows, tumor=tumor_slides > 0)
     mpp = mpp if mpp is not None else _store_mpp(store)
-    matrix = _pool_matrix(pools, store.path)
     ensure_folder(out_dir)
     cases = []
     for index in range(normal_slides + tumor_slides):
@@ -73,7 +73,7 @@ def compose_from_store(
         name = f"{prefix}_{'tumor' if share else 'normal'}_{index:02d}"
         nests = max(1, round(share * tiles_per_slide)) if share else 0
         labels = draw_layout(tiles_per_slide, nests, rng)
-        picture = _lay_tiles(labels, pools, rng, matrix, look)
+        picture = _lay_tiles(labels, pools, rng, look)
         cases.append(_write_case(out_dir, name, picture, labels, mpp=mpp, split=split))
     write_manifest(out_dir / "manifest.csv", cases)
     return cases
@@ -146,6 +146,26 @@ def perturb_look(
     return ordered(turned), np.exp(strength * rng.normal(0, 0.15, 2))
 
 
+def change_look(rgb: Bytes, matrix: Floats, scale: Floats) -> Bytes:
+    """Give H&E tissue another look: OD + (scale C) matrix - C H&E, with C its concentrations.
+
+    What the two stains do not explain stays as it is, so the same matrix changes nothing.
+
+    Args:
+        rgb: (n, 3).
+        matrix: the stains of the look (2, 3).
+        scale: factor of each concentration (2,).
+    """
+    out = np.empty_like(rgb)
+    for start in range(0, len(rgb), 1 << 16):
+        part = slice(start, start + (1 << 16))
+        od = OD_TABLE[rgb[part]]
+        codes = sparse_concentrations(od, HE_MATRIX, 0.01)
+        od = np.maximum(od + (codes * scale) @ matrix - codes @ HE_MATRIX, 0)
+        out[part] = np.rint(255 * np.exp(-od)).astype(np.uint8)
+    return out
+
+
 def turn(tile: npt.NDArray[np.generic], rng: np.random.Generator) -> npt.NDArray[np.generic]:
     """One of the eight quarter turns and mirror images of (h, h, ...)."""
     tile = np.rot90(tile, int(rng.integers(4)))
@@ -156,7 +176,6 @@ def _lay_tiles(
     labels: npt.NDArray[np.int8],
     pools: Sequence[Bytes],
     rng: np.random.Generator,
-    matrix: Floats,
     look: float,
 ) -> Bytes:
     """The picture (h, w, 3): each pool is used up in a random order before it is used again."""
@@ -171,10 +190,9 @@ def _lay_tiles(
         for (row, column), index in zip(cells, order[: len(cells)], strict=True):
             picture[row, :, column] = turn(pool[index], rng)
     if look:
-        other, scale = perturb_look(matrix, rng, strength=look)
         tissue = np.repeat(np.repeat(labels >= 0, size, axis=0), size, axis=1)
         flat = picture.reshape(rows * size, columns * size, 3)
-        flat[tissue] = remap_stains(flat[tissue], matrix, scale, other, penalty=0.01)
+        flat[tissue] = change_look(flat[tissue], *perturb_look(HE_MATRIX, rng, strength=look))
     return picture.reshape(rows * size, columns * size, 3)
 
 
@@ -226,14 +244,6 @@ def _tile_pools(
         if not len(pool) and (name == "normal" or tumor):
             raise StoreError(f"{store.path}: holds no {name} tiles (column truth) to compose from")
     return pools
-
-
-def _pool_matrix(pools: Sequence[Bytes], path: Path) -> Floats:
-    histogram = ColorHistogram.of(pools, luminosity=0.8)
-    matrix = vahadane_matrix(histogram, penalty=0.1) if histogram.pixels else None
-    if matrix is None:
-        raise StoreError(f"{path}: its tiles do not hold two stains, expected H&E tissue")
-    return matrix
 
 
 def _store_mpp(store: SampleStore) -> float:

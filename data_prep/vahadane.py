@@ -4,21 +4,18 @@ Model: OD = C M with OD = -ln(I / 255). The rows of M (2, 3) are the stains, hem
 unit length and non-negative; C (n, 2) are their concentrations.
 """
 
-import logging
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.color import OD_TABLE, Bytes, ColorHistogram, Floats, weighted_percentile
+from data_prep.compiled import compile_kernel
 
 #: Where the search for a matrix starts: H&E of Macenko et al. 2009 (rows: hematoxylin, eosin).
 REFERENCE_MATRIX: Floats = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 
 _MAX_STEPS = 2000
-_log = logging.getLogger(__name__)
 
 
 def sparse_concentrations(od: Floats, matrix: Floats, penalty: float) -> Floats:
@@ -145,7 +142,7 @@ def remap_stains(
         uint8 of the same shape.
     """
     pixels = np.ascontiguousarray(rgb).reshape(-1, 3)
-    kernel = compiled_kernel()
+    kernel = compile_kernel(remap_kernel)
     if kernel is None:
         return remap_numpy(pixels, matrix, scale, target, penalty=penalty).reshape(rgb.shape)
     forward, offset, mix = _fold(matrix, scale, target, penalty)
@@ -181,22 +178,7 @@ def _fold(
     return forward.astype(np.float32), offset.astype(np.float32), mix.astype(np.float32)
 
 
-@cache
-def compiled_kernel() -> Callable[..., None] | None:
-    """The numba kernel, compiled at first use and kept on disk; None where numba is missing."""
-    try:
-        import numba
-    except ImportError:
-        _log.info("numba is not installed: stains are normalized with numpy, more slowly")
-        return None
-    try:
-        kernel: Callable[..., None] = numba.njit(_kernel, nogil=True, cache=True)
-    except RuntimeError:  # nowhere to keep the compiled code
-        kernel = numba.njit(_kernel, nogil=True)
-    return kernel
-
-
-def _kernel(pixels: Any, out: Any, table: Any, forward: Any, offset: Any, mix: Any) -> None:
+def remap_kernel(pixels: Any, out: Any, table: Any, forward: Any, offset: Any, mix: Any) -> None:
     """Planar chunks, so that each inner loop becomes vector instructions; exp2 as a polynomial.
 
     2^-y = 2^-round(y) 2^-rest: the power goes into the exponent bits, the rest within ±½ is a

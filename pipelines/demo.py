@@ -7,14 +7,14 @@ from typing import Any
 from data_prep.demo_slides import compose_demo_slides
 from esad_med.base.cases import Case
 from esad_med.base.config import build_spec
-from esad_med.base.runs import Progress, no_progress
+from esad_med.base.runs import Progress, Say, no_progress
 from esad_med.base.store import SampleStore
 from esad_med.method.config import TrainConfig
 from esad_med.method.trainer import train
 from pipelines.pathology import PathologyConfig, load_target
 from pipelines.scoring import evaluate_scores
 from pipelines.screening import screen_slides
-from pipelines.tiling import Say, tile_slides
+from pipelines.tiling import tile_slides
 
 COMPOSED = (
     "The slides are composed: the texture is scikit-image's immunohistochemistry picture, colored"
@@ -59,9 +59,7 @@ class DemoResult:
         return "\n".join([*lines, COMPOSED])
 
 
-def run_demo(
-    out: Path, *, seed: int = 0, say: Say, progress: Progress = no_progress
-) -> DemoResult:
+def run_demo(out: Path, *, seed: int = 0, say: Say, progress: Progress = no_progress) -> DemoResult:
     """Compose slides, tile them, train a narrow detector, screen two held-out slides.
 
     Args:

@@ -1,24 +1,31 @@
 """What tiling and screening share: the config, which slides, and a slide's tiles made ready."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
-from data_prep.annotations import Annotation, read_annotation
-from data_prep.slides import SLIDE_SUFFIXES, Slide
-from data_prep.stain import Stain, StainSpec, StainTarget, fit_stain, normalize_stain
+from data_prep.annotations import Annotation, find_annotation, read_annotation
+from data_prep.slides import SLIDE_SUFFIXES, Slide, find_slides
+from data_prep.stain import (
+    Stain,
+    StainSpec,
+    StainTarget,
+    fit_indices,
+    fit_stain,
+    normalize_stain,
+)
 from data_prep.stain_target import DEFAULT_TARGET, read_target
 from data_prep.tiles import TileBatch, TileGrid, TileSpec, plan_tiles, read_tiles
 from data_prep.tissue import TissueMask, TissueSpec, find_tissue
 from esad_med.base.cases import Case, check_cases, read_manifest
 from esad_med.base.config import Spec, build_spec
 from esad_med.base.errors import CaseError, SlideError
+from esad_med.base.runs import Failure
 
-ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json", ".png", "_mask.tif")
+_MAX_LOST_IN_A_ROW = 500
 
 
 class LabelSpec(Spec):
@@ -66,13 +73,15 @@ def find_cases(paths: Sequence[Path], *, mpp: float | None, annotations: Path | 
                 " --mpp and --annotations"
             )
         return read_manifest(paths[0])
+    if annotations is not None and not annotations.is_dir():
+        raise CaseError(f"{annotations}: no such folder of annotations")
     files = [file for path in paths for file in _slide_files(path)]
     cases = [
         Case(
             case_id=file.stem,
             path=file,
             mpp=mpp,
-            annotation=_annotation_of(file, annotations) if annotations else None,
+            annotation=find_annotation(annotations, file) if annotations else None,
         )
         for file in files
     ]
@@ -93,26 +102,54 @@ def prepare_slide(slide: Slide, config: PathologyConfig) -> PreparedSlide:
 
 def fit_slide_stain(slide: Slide, grid: TileGrid, spec: StainSpec) -> Stain:
     """One stain matrix for the slide, from at most ``spec.fit_tiles`` tiles spread evenly."""
-    count = min(len(grid), spec.fit_tiles)
-    chosen = np.unique(np.linspace(0, len(grid) - 1, count).round().astype(np.int64))
+    chosen = fit_indices(len(grid), spec)
     batches = read_tiles(slide, grid.subset(chosen), on_error=_ignore_tile)
     return fit_stain((batch.tiles for batch in batches), spec, name=slide.path.name)
 
 
 def normalized_tiles(
-    prepared: PreparedSlide,
-    spec: StainSpec,
-    target: StainTarget,
-    *,
-    on_error: Callable[[int, SlideError], None],
+    prepared: PreparedSlide, spec: StainSpec, target: StainTarget, lost: "LostTiles"
 ) -> Iterator[TileBatch]:
     """The slide's tiles in grid order, stain-normalized, a batch at a time.
 
-    Tiles that cannot be read are reported to ``on_error`` with their index and left out.
+    Tiles that cannot be read are noted in ``lost`` and left out.
+
+    Raises:
+        SlideError: none of the tiles can be read, or so many in a row that the file is damaged.
     """
-    for batch in read_tiles(prepared.slide, prepared.grid, on_error=on_error):
+    grid = prepared.grid
+    for batch in read_tiles(prepared.slide, grid, on_error=lost.note):
         tiles = normalize_stain(batch.tiles, prepared.stain, target, spec)
         yield TileBatch(indices=batch.indices, tiles=tiles)
+    if len(lost.failures) == len(grid):
+        raise SlideError(f"{prepared.slide.path.name}: none of its {len(grid)} tiles could be read")
+
+
+class LostTiles:
+    """The tiles of one slide that could not be read."""
+
+    def __init__(self, case_id: str, grid: TileGrid) -> None:
+        self.failures: list[Failure] = []
+        self._case_id = case_id
+        self._grid = grid
+        self._last = -1
+        self._in_a_row = 0
+
+    def note(self, index: int, error: SlideError) -> None:
+        """Remember a lost tile.
+
+        Raises:
+            SlideError: too many in a row; every further read would only cost time.
+        """
+        self._in_a_row = self._in_a_row + 1 if index == self._last + 1 else 1
+        self._last = index
+        if self._in_a_row >= _MAX_LOST_IN_A_ROW:
+            raise SlideError(
+                f"{error}; {self._in_a_row} tiles in a row are lost, so the rest was not tried:"
+                " copy the slide again"
+            ) from error
+        x, y = self._grid.xy_level0[index]
+        self.failures.append(Failure.of(f"{self._case_id}_{x}_{y}", "read", error))
 
 
 def case_annotation(case: Case, slide: Slide) -> Annotation | None:
@@ -145,7 +182,7 @@ def config_of(prepared: Mapping[str, Any]) -> tuple[PathologyConfig, StainTarget
     Raises:
         ConfigError: the mapping does not describe slides.
     """
-    values = {key: value for key, value in prepared.items() if key != "stain_target"}
+    values = {k: v for k, v in prepared.items() if k not in {"stain_target", "protocol"}}
     config = build_spec(PathologyConfig, values, source="the detector's preparation")
     target = prepared.get("stain_target")
     return config, DEFAULT_TARGET if target is None else StainTarget.from_dict(target)
@@ -158,24 +195,14 @@ def load_target(path: Path | None, spec: StainSpec) -> StainTarget:
 
 def _slide_files(path: Path) -> list[Path]:
     if path.is_dir() and path.suffix.lower() not in SLIDE_SUFFIXES:
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SLIDE_SUFFIXES)
+        files = list(find_slides(path))
         if not files:
-            raise CaseError(f"{path}: no slides in this folder; expected {_suffixes()}")
+            known = ", ".join(sorted(SLIDE_SUFFIXES))
+            raise CaseError(f"{path}: no slides in this folder; expected files with {known}")
         return files
     if not path.exists():
         raise CaseError(f"{path}: no such file or folder")
     return [path]
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(SLIDE_SUFFIXES))
-
-
-def _annotation_of(slide: Path, folder: Path) -> Path | None:
-    if not folder.is_dir():
-        raise CaseError(f"{folder}: no such folder of annotations")
-    found = (folder / f"{slide.stem}{suffix}" for suffix in ANNOTATION_SUFFIXES)
-    return next((path for path in found if path.exists()), None)
 
 
 def _ignore_tile(index: int, error: SlideError) -> None:

@@ -15,11 +15,12 @@ from data_prep.tiles import TileGrid, read_tiles
 from data_prep.tissue import TissueMask
 from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml, load_config
-from esad_med.base.errors import ConfigError, EsadError, SlideError
+from esad_med.base.errors import ConfigError, EsadError, ModelError
 from esad_med.base.runs import (
     Failure,
     Journal,
     Progress,
+    Say,
     atomic_folder,
     digest_bytes,
     digest_file,
@@ -34,16 +35,17 @@ from esad_med.base.runs import (
 )
 from esad_med.method.detector import Detector
 from esad_med.method.scores import SLIDE_RULE, Scores, slide_score
-from esad_med.outputs.heatmap import write_heatmap
+from esad_med.outputs.heatmap import normal_limits, write_heatmap
 from esad_med.outputs.report import SlideReport, TilePicture, write_report
 from pipelines.pathology import (
+    LostTiles,
     PathologyConfig,
     case_annotation,
     config_of,
     normalized_tiles,
     prepare_slide,
 )
-from pipelines.tiling import Say, label_tiles
+from pipelines.tiling import label_tiles
 
 _SHOWN_TILES = 12
 _QUANTILES = (0.5, 0.95, 0.99)
@@ -150,21 +152,15 @@ def screen_slide(
     prepared = prepare_slide(slide, config)
     grid = prepared.grid
     indices: list[npt.NDArray[np.int64]] = []
-    unreadable: list[Failure] = []
-
-    def lose(index: int, error: SlideError) -> None:
-        x, y = grid.xy_level0[index]
-        unreadable.append(Failure.of(f"{case.case_id}_{x}_{y}", "read", error))
+    lost = LostTiles(case.case_id, grid)
 
     def tiles() -> Iterator[npt.NDArray[np.uint8]]:
-        for batch in normalized_tiles(prepared, config.stain, target, on_error=lose):
+        for batch in normalized_tiles(prepared, config.stain, target, lost):
             indices.append(batch.indices)
             yield batch.tiles
             progress(f"screening {case.case_id}", int(batch.indices[-1]) + 1, len(grid))
 
     scores = detector.score(tiles())
-    if not indices:
-        raise SlideError(f"{slide.path.name}: none of its {len(grid)} tiles could be read")
     grid = grid.subset(np.concatenate(indices))
     fractions = tumor_fraction(annotation, grid.xy_level0, grid.edge_level0) if annotation else None
     _, truth = label_tiles(case, fractions, len(grid), config)
@@ -177,7 +173,7 @@ def screen_slide(
         slide_percentile=float(detector.percentile(np.array([slide_score(scores.score)]))[0]),
         truth=None if truth.isna().any() else truth.to_numpy(dtype=np.int8),
         tissue=prepared.tissue,
-        unreadable=unreadable,
+        unreadable=lost.failures,
     )
 
 
@@ -194,7 +190,14 @@ def screening_config(
     Raises:
         ModelError: the changes would feed the detector tiles it was not trained on.
     """
-    own, target = config_of(detector.contract.preparation)
+    prepared = detector.contract.preparation
+    if prepared.get("protocol", "").endswith("by cell"):
+        raise ModelError(
+            "this detector was trained on cells that were stain-normalized one by one (protocol"
+            " dpa), slides are normalized with one matrix each; train it on the variant `tile"
+            " --protocol dpa --set stain_by=slide`"
+        )
+    own, target = config_of(prepared)
     config = load_config(PathologyConfig, path, overrides, start=own)
     stained = config.stain.method != "none"
     detector.check_input(
@@ -288,13 +291,13 @@ def write_slide_results(
         )
         write_heatmap(
             temporary / "heatmap.tif",
-            result.percentiles,
+            result.scores.score,
             xy_level0=result.grid.xy_level0,
             edge_level0=result.grid.edge_level0,
             slide_size=slide.size_level0,
             slide_mpp=slide.mpp,
-            limits=(0, 100),
-            label="percentile of the score among held-out normal tiles",
+            limits=normal_limits(_quantiles(detector)),
+            label="anomaly score",
         )
         write_report(temporary / "report.html", _report(result, slide, detector, provenance))
 
@@ -343,13 +346,17 @@ def _report(
         downsample=result.tissue.downsample,
         slide_size=slide.size_level0,
         slide_mpp=slide.mpp,
-        normal_quantiles={share: detector.threshold_at(100 * share) for share in _QUANTILES},
+        normal_quantiles=_quantiles(detector),
         most=_tile_pictures(slide, result.grid, order[:count]),
         least=_tile_pictures(slide, result.grid, order[::-1][: min(count, len(order) - count)]),
         provenance=provenance,
         failures=[(failure.case_id, failure.message) for failure in result.unreadable],
         created=datetime.date.today().isoformat(),
     )
+
+
+def _quantiles(detector: Detector) -> dict[float, float]:
+    return {share: detector.threshold_at(100 * share) for share in _QUANTILES}
 
 
 def _tile_pictures(

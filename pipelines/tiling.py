@@ -1,7 +1,7 @@
 """`esad-med tile`: slides become a SampleStore, with a picture of the grid per slide."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from data_prep.stain import StainTarget
 from data_prep.tiles import TileGrid, plan_tiles
 from data_prep.tissue import TissueMask, find_tissue
 from esad_med.base.cases import Case
-from esad_med.base.errors import ConfigError, EsadError, SlideError
+from esad_med.base.errors import ConfigError, EsadError
 from esad_med.base.runs import (
     Failure,
     Progress,
+    Say,
     digest_bytes,
     digest_file,
     ensure_folder,
@@ -32,6 +33,7 @@ from esad_med.base.store import StoreWriter, open_if_store
 from esad_med.outputs.exchange import write_coordinates_h5
 from esad_med.outputs.quality import write_tiling_picture
 from pipelines.pathology import (
+    LostTiles,
     PathologyConfig,
     PreparedSlide,
     case_annotation,
@@ -91,9 +93,6 @@ class TilingSummary:
             "slides": [asdict(slide) for slide in self.slides],
             "failures": [asdict(failure) for failure in self.failures],
         }
-
-
-Say = Callable[[str], None]
 
 
 def plan_slides(cases: Sequence[Case], config: PathologyConfig, *, say: Say) -> TilingSummary:
@@ -243,23 +242,18 @@ class _TilingRun:
         )
         share, truth = label_tiles(case, fractions, len(grid), self.config)
         rows = _rows(case, grid, share, truth)
-        lost: list[Failure] = []
-
-        def lose(index: int, error: SlideError) -> None:
-            x, y = grid.xy_level0[index]
-            lost.append(Failure.of(f"{case.case_id}_{x}_{y}", "read", error))
-
+        lost = LostTiles(case.case_id, grid)
         start = writer.count
-        for batch in normalized_tiles(prepared, self.config.stain, self.target, on_error=lose):
+        for batch in normalized_tiles(prepared, self.config.stain, self.target, lost):
             writer.append(batch.tiles, rows.iloc[batch.indices])
             if self.png:
                 _write_pngs(writer.folder / "tiles" / case.case_id, batch.tiles, grid, batch)
-            self.progress(f"tiling {case.case_id}", writer.count - start + len(lost), len(grid))
-        if writer.count == start:
-            raise SlideError(f"{case.path.name}: none of its {len(grid)} tiles could be read")
-        self.summary.failures += lost
+            self.progress(
+                f"tiling {case.case_id}", writer.count - start + len(lost.failures), len(grid)
+            )
+        self.summary.failures += lost.failures
         self.stains[case.case_id] = prepared.stain.to_dict()
-        found = _summarize(case, slide, prepared.tissue, grid, truth, unreadable=len(lost))
+        found = _summarize(case, slide, prepared.tissue, grid, truth, unreadable=len(lost.failures))
         self.summary.slides.append(found)
         self._write_pictures(writer.folder, case, prepared, None if truth.isna().any() else truth)
         self.say(str(found))

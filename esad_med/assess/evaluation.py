@@ -5,124 +5,27 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from sklearn import metrics
 
+from esad_med.assess.measures import (
+    auc,
+    average_precision,
+    bootstrap_auc,
+    roc_curve,
+    sensitivity_at_specificity,
+    set_aside_share,
+)
 from esad_med.base.errors import CaseError
 
+__all__ = ["By", "Evaluation", "Measures", "evaluate", "roc_curve"]
+
 By = Literal["auto", "patient", "slide", "tile"]
-Floats = npt.NDArray[np.float64]
 
 SPECIFICITIES = (0.9, 0.95, 0.99)
 SCORES = ("score", "reconstruction", "norm")
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "truth", "score")
 _UNIT_COLUMNS = {"patient": "patient_id", "slide": "case_id"}
 _GROUP_MEASURES = ("auc", "auc_low", "auc_high", "average_precision", "set_aside")
-_CHUNK = 4_000_000  # weights held at once by the bootstrap
-
-
-def auc(truth: npt.ArrayLike, score: npt.ArrayLike) -> float:
-    """Area under the ROC curve, 0-1: how often an anomalous sample outscores a normal one.
-
-    Args:
-        truth: (n,) 0 normal, 1 anomalous; both must occur.
-        score: (n,) finite, higher is more anomalous; a tie counts one half.
-    """
-    return float(metrics.roc_auc_score(truth, score))
-
-
-def average_precision(truth: npt.ArrayLike, score: npt.ArrayLike) -> float:
-    """Mean precision over the anomalous samples in falling order of score, 0-1."""
-    return float(metrics.average_precision_score(truth, score))
-
-
-def roc_curve(truth: npt.ArrayLike, score: npt.ArrayLike) -> tuple[Floats, Floats]:
-    """False-positive and true-positive rate at every distinct threshold, (k,) each, from 0 to 1."""
-    fpr, tpr, _ = metrics.roc_curve(truth, score, drop_intermediate=False)
-    return fpr, tpr
-
-
-def sensitivity_at_specificity(
-    truth: npt.ArrayLike, score: npt.ArrayLike, specificity: float
-) -> float:
-    """Highest sensitivity among thresholds that pass at least this share of the normals."""
-    fpr, tpr = roc_curve(truth, score)
-    return float(tpr[fpr <= 1 - specificity + 1e-9].max())
-
-
-def set_aside_share(
-    truth: npt.ArrayLike, score: npt.ArrayLike, *, sensitivity: float = 0.99
-) -> float:
-    """Share of the normals nobody must look at when this share of the anomalous is to be found."""
-    fpr, tpr = roc_curve(truth, score)
-    return float(1 - fpr[tpr >= sensitivity - 1e-9].min())
-
-
-def bootstrap_auc(
-    truth: npt.ArrayLike,
-    score: npt.ArrayLike,
-    groups: npt.ArrayLike | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval of the AUC when whole groups are drawn again with replacement.
-
-    A resample is a weight per sample: how often its group was drawn. The scores are sorted once;
-    every AUC is then a cumulated sum of weights. Resamples that lack a class are left out.
-
-    Args:
-        truth: (n,) 0 normal, 1 anomalous.
-        score: (n,) finite, higher is more anomalous.
-        groups: (n,) patient or slide of each sample; None draws single samples.
-        resamples: how many.
-        seed: of the drawing.
-        level: share of the resamples inside the interval.
-
-    Returns:
-        (low, high), or NaN for both where fewer than half of the resamples hold both classes, as
-        when there is a single group.
-    """
-    labels, values = np.asarray(truth, dtype=bool), np.asarray(score, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    labels = labels[order]
-    first = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
-    codes = np.arange(len(labels)) if groups is None else pd.factorize(np.asarray(groups))[0]
-    codes, count = codes[order], int(codes.max()) + 1
-    if count < 2:
-        return float("nan"), float("nan")
-    random = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK // len(labels))
-    found = np.empty(resamples)
-    for at in range(0, resamples, chunk):
-        weights = _draw(random, min(chunk, resamples - at), count)[:, codes]
-        found[at : at + chunk] = _weighted_aucs(weights, labels, first)
-    found = found[np.isfinite(found)]
-    if len(found) < resamples / 2:
-        return float("nan"), float("nan")
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _draw(random: np.random.Generator, rows: int, count: int) -> Floats:
-    """How often each of ``count`` groups comes up in each of ``rows`` drawings, (rows, count)."""
-    drawn = random.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(float)
-
-
-def _weighted_aucs(
-    weights: Floats, labels: npt.NDArray[np.bool_], first: npt.NDArray[np.intp]
-) -> Floats:
-    """AUC of each row of weights (r, n); samples in rising order, ``first`` starts each tie."""
-    normal = np.add.reduceat(weights * ~labels, first, axis=1)
-    anomalous = np.add.reduceat(weights * labels, first, axis=1)
-    below = np.cumsum(normal, axis=1) - normal / 2
-    pairs = normal.sum(axis=1) * anomalous.sum(axis=1)
-    wins = (anomalous * below).sum(axis=1)
-    found: Floats = np.divide(wins, pairs, out=np.full(len(wins), np.nan), where=pairs > 0)
-    return found
 
 
 @dataclass(frozen=True)

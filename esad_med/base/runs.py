@@ -32,6 +32,10 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0 unknown)."""
 
 
+Say = Callable[[str], None]
+"""Called with one line for people, such as a slide's result."""
+
+
 def no_progress(label: str, done: int, total: int) -> None:
     """Say nothing: the default where nobody watches."""
 

@@ -39,6 +39,9 @@ def tile(
     protocol: Annotated[
         str, typer.Option(help="grid, or dpa for the published Camelyon16 cells.")
     ] = "grid",
+    cells: Annotated[
+        list[Path] | None, typer.Option(help="With dpa: a published list of cells; repeatable.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count tiles, write nothing.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Also write every tile as PNG.")] = False,
     hdf5: Annotated[
@@ -56,7 +59,7 @@ def tile(
     from pipelines.tiling import plan_slides, tile_slides
 
     if protocol == "dpa":
-        _tile_cells(slides, out, target, config, settings, overwrite, as_json)
+        _tile_cells(slides, cells or [], out, target, config, settings, overwrite, as_json)
         return
     if protocol != "grid":
         raise typer.BadParameter(f"'{protocol}' is not one of grid, dpa", param_hint="--protocol")
@@ -94,6 +97,7 @@ def tile(
 
 
 def _tile_cells(
+    folders: list[Path],
     lists: list[Path],
     out: Path | None,
     target: Path | None,
@@ -107,13 +111,16 @@ def _tile_cells(
     from pipelines.cells import CellConfig, tile_cells
     from pipelines.pathology import load_target
 
+    if len(folders) != 1:
+        raise typer.BadParameter("protocol dpa takes one folder, Camelyon16's", param_hint="SLIDES")
     chosen = load_config(CellConfig, config, settings or [])
     with ProgressBar() as progress:
         summary = tile_cells(
+            folders[0],
             lists,
             _required(out),
             chosen,
-            target=load_target(target, chosen.stain),
+            target=load_target(target, chosen.stain) if target else None,
             overwrite=overwrite,
             say=say,
             progress=progress,

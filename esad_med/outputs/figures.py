@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from esad_med.base.runs import atomic_file
 
@@ -35,6 +36,9 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a case id with dollar signs is not a formula
 }
 _DPI = 160
+_MARK_ROWS = 3
+_MARK_ROW_PT = 11
+_LOG_FROM = 20  # times the median
 
 Floats = npt.NDArray[np.floating]
 Curve = tuple[npt.ArrayLike, npt.ArrayLike]
@@ -98,11 +102,10 @@ def write_histogram(
         ConfigError: a file cannot be written.
     """
     with mpl.rc_context(_STYLE):
-        figure = new_figure(5.6, 3.6)
-        axes = figure.add_axes((0.11, 0.14, 0.86, 0.69))
-        _draw_histogram(axes, scores, marks or {}, ylabel="share of the class")
-        axes.set_xlabel(xlabel)
-        _dress(axes, title, pad=30 if marks else 6)
+        figure = new_figure(5.6, 3.7)
+        axes = figure.add_axes((0.11, 0.14, 0.86, 0.67))
+        _draw_histogram(axes, scores, marks or {}, xlabel=xlabel, ylabel="share of the class")
+        _dress(axes, title, pad=38 if marks else 6)
         return _save_both(path, figure)
 
 
@@ -111,10 +114,9 @@ def histogram_svg(
 ) -> bytes:
     """The histogram of one slide's tiles as an SVG picture, with labelled vertical lines."""
     with mpl.rc_context(_STYLE):
-        figure = new_figure(9.0, 2.5)
-        axes = figure.add_axes((0.065, 0.17, 0.925, 0.7))
-        _draw_histogram(axes, {"tiles": scores}, marks, ylabel="tiles")
-        axes.set_xlabel(xlabel)
+        figure = new_figure(9.0, 2.6)
+        axes = figure.add_axes((0.065, 0.17, 0.925, 0.64))
+        _draw_histogram(axes, {"tiles": scores}, marks, xlabel=xlabel, ylabel="tiles")
         _dress(axes, "")
         return _to_svg(figure)
 
@@ -147,17 +149,38 @@ def _to_svg(figure: Figure) -> bytes:
 
 
 def _draw_histogram(
-    axes: Axes, scores: Mapping[str, npt.ArrayLike], marks: Mapping[str, float], *, ylabel: str
+    axes: Axes,
+    scores: Mapping[str, npt.ArrayLike],
+    marks: Mapping[str, float],
+    *,
+    xlabel: str,
+    ylabel: str,
 ) -> None:
     values = {name: np.asarray(value, dtype=np.float64) for name, value in scores.items()}
-    edges = _bin_edges(np.concatenate(list(values.values())), list(marks.values())).tolist()
+    edges, scale = _bin_edges(np.concatenate(list(values.values())), list(marks.values()))
+    axes.set_xscale(scale)
+    if scale == "log":
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     shares = len(values) > 1
     for index, (name, value) in enumerate(values.items()):
         color = _CLASSES.get(name, _CURVES[index % len(_CURVES)])
         weights = np.full(len(value), 1 / max(len(value), 1)) if shares else None
         label = f"{name} (n = {len(value):,})"
-        axes.hist(value, edges, weights=weights, color=color, alpha=0.55, label=label, linewidth=0)
-        axes.hist(value, edges, weights=weights, color=color, histtype="step", linewidth=1.1)
+        axes.hist(
+            value,
+            edges.tolist(),
+            weights=weights,
+            color=color,
+            alpha=0.55,
+            label=label,
+            linewidth=0,
+        )
+        axes.hist(
+            value, edges.tolist(), weights=weights, color=color, histtype="step", linewidth=1.1
+        )
+    axes.set_xlabel(f"{xlabel} (log scale)" if scale == "log" else xlabel)
     axes.set_ylabel(ylabel)
     axes.set_xlim(edges[0], edges[-1])
     _draw_marks(axes, marks)
@@ -166,35 +189,42 @@ def _draw_histogram(
 
 
 def _draw_marks(axes: Axes, marks: Mapping[str, float]) -> None:
-    """Vertical lines with their labels above the frame, in two rows where they come close."""
-    low, high = axes.get_xlim()
-    last_end, row = -np.inf, 0
+    """Vertical lines with labels above the frame, in up to three rows where they are close."""
+    width_pt = axes.get_position().width * axes.figure.get_figure(root=True).get_figwidth() * 72
+    row_ends = [-np.inf] * _MARK_ROWS
     for name, value in sorted(marks.items(), key=lambda mark: mark[1]):
         axes.axvline(value, color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
-        position = (value - low) / (high - low)
-        row = 1 - row if position < last_end else 0
-        last_end = position + 0.016 * len(name)
+        at = float((axes.transData + axes.transAxes.inverted()).transform((value, 0))[0])
+        half = 2.6 * len(name) / width_pt  # half the width of a label in 8 pt
+        center = min(max(at, half), 1 - half)
+        row = next((i for i, end in enumerate(row_ends) if center - half > end), _MARK_ROWS - 1)
+        row_ends[row] = center + half
         axes.annotate(
             name,
-            (value, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4 + 11 * row),
+            (center, 1),
+            xycoords="axes fraction",
+            xytext=(0, 4 + _MARK_ROW_PT * row),
             textcoords="offset points",
-            ha="center" if 0.06 < position < 0.94 else ("left" if position <= 0.06 else "right"),
+            ha="center",
             fontsize=8,
             color=INK,
         )
 
 
-def _bin_edges(values: Floats, marks: list[float]) -> Floats:
-    """Equal bins over all values and marks; as many as the square root of n, 10 to 60."""
+def _bin_edges(values: Floats, marks: Sequence[float]) -> tuple[Floats, str]:
+    """Bins over all values and marks, 10 to 60 of them, and the scale they are equal on.
+
+    A few scores far above the rest would leave everything else in one bin: then the scale is "log".
+    """
     everything = np.append(values, marks)
     low, high = float(everything.min()), float(everything.max())
+    bins = int(np.clip(np.sqrt(len(values)) * 1.5, 10, 60))
+    if low > 0 and high > _LOG_FROM * float(np.median(values)):
+        return np.geomspace(low / 1.05, high * 1.05, bins + 1), "log"
     if low == high:
         low, high = low - 0.5, high + 0.5
     room = 0.02 * (high - low)
-    bins = int(np.clip(np.sqrt(len(values)) * 1.5, 10, 60))
-    return np.linspace(low - room, high + room, bins + 1)
+    return np.linspace(low - room, high + room, bins + 1), "linear"
 
 
 def _dress(axes: Axes, title: str, *, pad: float = 6) -> None:

@@ -211,8 +211,9 @@ def test_camelyon_areas_and_tile_labels_agree_with_a_rasterization(data_root, na
     xy = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2) * 256
     share = tumor_fraction(annotation, xy + origin, 256.0)
     assert share.sum(dtype=float) * 256**2 == pytest.approx(annotation.tumor.area, rel=1e-6)
-    np.testing.assert_allclose(share, blocks, atol=0.03)
-    sure = np.abs(share - 0.5) > 0.03
+    slack = 0.02 + 0.0015 * scale  # how far the raster itself may be off in a tile
+    np.testing.assert_allclose(share, blocks, atol=slack)
+    sure = np.abs(share - 0.5) > slack
     np.testing.assert_array_equal((share >= 0.5)[sure], (blocks >= 0.5)[sure])
 
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import color as skimage_color
 
+from data_prep import color
 from data_prep.color import (
     OD_TABLE,
     ColorHistogram,
@@ -46,6 +47,18 @@ def test_histogram_bins_hold_exact_means() -> None:
     assert histogram.counts.tolist() == [3, 1]
     np.testing.assert_allclose(histogram.mean_rgb()[0], rgb[:3].mean(axis=0))
     np.testing.assert_allclose(histogram.mean_od()[0], OD_TABLE[rgb[:3]].mean(axis=0))
+
+
+@pytest.mark.parametrize("luminosity", [0.3, 0.8])
+def test_kernel_and_numpy_count_alike(monkeypatch: pytest.MonkeyPatch, luminosity: float) -> None:
+    rgb = _pixels(2, 30_000)
+    fast = ColorHistogram.of([rgb], luminosity=luminosity)
+    monkeypatch.setattr(color, "compile_kernel", lambda function: None)
+    plain = ColorHistogram.of([rgb], luminosity=luminosity)
+    assert 0 < fast.pixels < len(rgb)
+    np.testing.assert_array_equal(fast.keys, plain.keys)
+    np.testing.assert_array_equal(fast.counts, plain.counts)
+    np.testing.assert_array_equal(fast.odd, plain.odd)
 
 
 @given(st.integers(0, 2**31), st.integers(0, 400), st.integers(1, 399))

@@ -7,14 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep import vahadane
 from data_prep.color import OD_TABLE, ColorHistogram, tissue_pixels
+from data_prep.compiled import compile_kernel
+from data_prep.slides import open_slide
 from data_prep.stain import StainSpec, fit_stain, normalize_stain
 from data_prep.stain_target import DEFAULT_TARGET
 from data_prep.vahadane import (
     REFERENCE_MATRIX,
     macenko_matrix,
     ordered,
+    remap_kernel,
     remap_numpy,
     remap_stains,
     sparse_concentrations,
@@ -81,7 +83,7 @@ def test_kernel_and_numpy_agree_and_leave_the_input_alone() -> None:
     rgb = np.concatenate([stained(4).reshape(-1, 3), np.eye(3, dtype=np.uint8) * 255])
     rgb = np.concatenate([rgb, [[0, 0, 0], [255, 255, 255], [1, 1, 1]]]).astype(np.uint8)
     before, scale, target = rgb.copy(), np.array([1.3, 0.7]), ordered(REFERENCE_MATRIX + 0.05)
-    assert vahadane.compiled_kernel() is not None
+    assert compile_kernel(remap_kernel) is not None
     fast = remap_stains(rgb, MATRIX, scale, target, penalty=0.01)
     plain = remap_numpy(rgb, MATRIX, scale, target, penalty=0.01)
     difference = np.abs(fast.astype(int) - plain)
@@ -93,13 +95,13 @@ def test_kernel_and_numpy_agree_and_leave_the_input_alone() -> None:
 
 def test_without_numba_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    vahadane.compiled_kernel.cache_clear()
+    compile_kernel.cache_clear()
     try:
-        assert vahadane.compiled_kernel() is None
+        assert compile_kernel(remap_kernel) is None
         tiles = stained(5).reshape(4, 100, 100, 3)
         mapped = remap_stains(tiles, MATRIX, np.ones(2), MATRIX, penalty=0.0)
     finally:
-        vahadane.compiled_kernel.cache_clear()
+        compile_kernel.cache_clear()
     assert mapped.shape == tiles.shape
     assert np.abs(mapped.astype(int) - tiles).max() <= 2  # the same stains, up to rounding
 
@@ -114,10 +116,15 @@ def test_a_pixel_does_not_depend_on_its_neighbors(count: int) -> None:
 
 
 @pytest.mark.data
-def test_rgb_equals_staintools_on_real_tissue(data_root: Path) -> None:
+@pytest.mark.parametrize("source", ["camelyon16", "cmu-1"])
+def test_rgb_equals_staintools_on_real_tissue(data_root: Path, source: str) -> None:
     pytest.importorskip("spams")
     optical_density = pytest.importorskip("staintools.miscellaneous.get_concentrations")
-    images = load_real(data_root, "*/tumor_0*.jpg", 12)
+    if source == "camelyon16":
+        images = load_real(data_root, "*/tumor_0*.jpg", 12)
+    else:
+        with open_slide(data_root / "wsi" / "cmu-1-small-region.svs") as slide:
+            images = slide.read_region((300, 300), 0, (900, 900))[None]
     stain = fit_stain(images, StainSpec(), name="real")
     ours = normalize_stain(images, stain, DEFAULT_TARGET, StainSpec())
     scale = DEFAULT_TARGET.max_concentration / stain.max_concentration

@@ -47,12 +47,23 @@ def test_a_title_is_text_not_a_formula(tmp_path):
     assert (tmp_path / "roc.png").exists()
 
 
-@pytest.mark.parametrize("scores", [[3.0], [3.0] * 50, list(range(100))])
-def test_bins_hold_every_score_and_mark(scores):
-    edges = _bin_edges(np.array(scores, dtype=float), [-7.0])
-    assert edges[0] < -7
-    assert edges[-1] > max(scores)
+@pytest.mark.parametrize(
+    ("scores", "mark", "scale"),
+    [
+        ([3.0], -7.0, "linear"),
+        ([3.0] * 50, 3.0, "linear"),
+        (list(range(100)), -7.0, "linear"),
+        ([0.1] * 99 + [50.0], 0.2, "log"),
+        ([0.0] * 99 + [50.0], 0.2, "linear"),
+    ],
+)
+def test_bins_hold_every_score_and_mark(scores, mark, scale):
+    edges, found = _bin_edges(np.array(scores, dtype=float), [mark])
+    assert found == scale
+    assert edges[0] < min(*scores, mark)
+    assert edges[-1] > max(*scores, mark)
     assert 11 <= len(edges) <= 61
+    assert (np.diff(edges) > 0).all()
 
 
 def test_slide_histogram_is_an_svg_with_its_marks():

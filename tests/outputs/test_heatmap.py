@@ -91,6 +91,9 @@ def test_pyramid_is_flat_and_its_levels_agree(tmp_path):
     with tifffile.TiffFile(path) as file:
         assert [page.subfiletype for page in file.pages] == [0, 1, 1, 1]
         assert all(page.is_tiled for page in file.pages)
+        per_cm = [page.tags["XResolution"].value for page in file.pages]
+        mpp = [1e4 * denominator / numerator for numerator, denominator in per_cm]
+        assert mpp == pytest.approx([16, 32, 64, 128], rel=1e-4)
         facts = json.loads(file.pages[0].description)
         assert facts["colormap"].startswith("viridis from 0 to 1")
 

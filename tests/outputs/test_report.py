@@ -18,6 +18,7 @@ from esad_med.outputs.report import (
     _format_percentile,
     _overlay,
     _scale_bar,
+    _shrink_overview,
     render_report,
     write_report,
 )
@@ -99,7 +100,7 @@ def test_page_shows_the_numbers_it_was_given():
         "99.9 percentile",  # 99.97 is not rounded up to "above all"
         "Highest tile 3.250",
         "0.01250 mm²",
-        "(25.0\N{NO-BREAK SPACE}%)",
+        "(25.0 %)",
         "at 0.25 µm/px",
         "512, 512",  # the position of tile 4
         "abc123",
@@ -165,6 +166,18 @@ def test_same_report_same_page_and_large_thumbnails_shrink(tmp_path):
     source = next(a["src"] for tag, a in parse(page).tags if tag == "img")
     with Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) as image:
         assert image.size == (900, 562)
+
+
+def test_a_shrunk_overview_keeps_its_frame():
+    thumbnail = np.full((1280, 1600, 3), 240, dtype=np.uint8)
+    report = make_report(thumbnail=thumbnail, downsample=1.0)
+    small, downsample = _shrink_overview(report.thumbnail, report.downsample)
+    assert small.shape == (720, 900, 3)
+    colored = (_overlay(report, small, downsample) != 240).any(axis=2)
+    rows, columns = np.flatnonzero(colored.any(axis=1)), np.flatnonzero(colored.any(axis=0))
+    scale = 900 / 1600  # tiles reach from 256 to 1024 across and to 768 down
+    assert (columns[0], columns[-1] + 1) == (round(256 * scale), round(1024 * scale))
+    assert (rows[0], rows[-1] + 1) == (round(256 * scale), round(768 * scale))
 
 
 def test_a_page_without_tile_pictures_still_stands():
