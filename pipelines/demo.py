@@ -24,7 +24,7 @@ COMPOSED = (
 _TRAINING = {
     "network": {"width": 0.125},
     "members": 2,
-    "epochs": 12,
+    "epochs": 6,
 }
 
 

@@ -26,7 +26,6 @@ def train(
 ) -> None:
     """Train a detector on unlabelled samples and a few labelled outliers."""
     from esad_med.base.config import load_config
-    from esad_med.base.errors import ConfigError
     from esad_med.base.store import SampleStore
     from esad_med.cli.progress import ProgressBar
     from esad_med.method.config import TrainConfig
@@ -41,14 +40,16 @@ def train(
         device=device,
     )
     chosen = load_config(TrainConfig, config, flags)
-    if (out / "contract.json").exists() and not (overwrite or resume):
-        raise ConfigError(
-            f"{out}: holds a detector already; choose another --out, or pass --overwrite"
-        )
-    samples = SampleStore(store)
-    samples.verify()
     with ProgressBar() as progress:
-        detector = run(samples, chosen, out, resume=resume, progress=progress, say=say)
+        detector = run(
+            SampleStore(store),
+            chosen,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            say=say,
+        )
     finish(
         detector.summary(),
         [f"detector in {out}", *(f"  {k}: {v}" for k, v in detector.summary().items())],

@@ -96,9 +96,9 @@ def _devices() -> Check:
 
 
 def _bfloat16() -> Check:
-    from esad_med.method.precision import bfloat16_is_fast
+    from esad_med.method.devices import choose_device, computes_bfloat16
 
-    if bfloat16_is_fast():
+    if computes_bfloat16(choose_device("auto")):
         return Check("bfloat16", "ok", "in hardware; precision 'auto' trains with it")
     return Check("bfloat16", "missing", "not in hardware; precision 'auto' trains in float32")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import Calibration
 from esad_med.method.datasets import Fold
-from esad_med.method.fusion import Fusion, fit_statistics, learn_norm_weight
+from esad_med.method.fusion import Fusion, TermStatistics, fit_statistics, learn_norm_weight
 from esad_med.method.member import MemberData, held_out_terms, load_weights
 from esad_med.method.networks import NetworkSpec
 from esad_med.method.scores import rank_auc
@@ -34,9 +34,10 @@ def calibrate(
 ) -> tuple[Fusion, Calibration]:
     """Fit the fusion of terms and members, and the score quantiles of held-out normals.
 
-    Each member's terms are standardized on its own held-out normals. Where several members held
-    out the same sample their terms are averaged, as in scoring; the quantiles of a crosswise
-    ensemble come from fewer members per sample than score a new one, so they are slightly wide.
+    Each member's terms are standardized on its own held-out normals, or on all of them. Where
+    several members held out the same sample their terms are averaged, as in scoring; the quantiles
+    of a crosswise ensemble come from fewer members per sample than score a new one, so they are
+    slightly wide.
 
     Args:
         samples: of the store.
@@ -49,22 +50,29 @@ def calibrate(
         device: where to compute.
         held_out_by: what the folds kept whole.
     """
-    statistics, parts = [], []
+    held = []
     for fold, state in zip(folds, weights, strict=True):
         network = load_weights(spec, state, device)
         rows = np.concatenate([fold.held_normals, fold.held_outliers])
-        terms = held_out_terms(
-            network, MemberData(samples, fold, transform), rows, config, views=views
-        )
-        count = len(fold.held_normals)
-        fitted = fit_statistics(terms.reconstruction[:count], terms.norm[:count], config.fusion)
-        statistics.append(fitted)
-        parts.append((rows, np.arange(len(rows)) >= count, terms, fitted))
+        data = MemberData(samples, fold, transform)
+        terms = held_out_terms(network, data, rows, config, views=views)
+        held.append((rows, np.arange(len(rows)) >= len(fold.held_normals), terms))
+    statistics = _statistics(held, config)
+    parts = [(*part, fitted) for part, fitted in zip(held, statistics, strict=True)]
     table = _pool(parts, config)
-    fusion = _choose_weights(table, tuple(statistics), config)
+    fusion = _choose_weights(table, statistics, config)
     scores = fusion.weigh(table["reconstruction"], table["norm"]).score.astype(np.float64)
     outlier = table["outlier"]
     return fusion, _calibration(scores, outlier, held_out_by)
+
+
+def _statistics(held: list[Any], config: TrainConfig) -> tuple[TermStatistics, ...]:
+    """Center and scale for each member, from its own held-out normals or from everyone's."""
+    normals = [(terms.reconstruction[~outlier], terms.norm[~outlier]) for _, outlier, terms in held]
+    if config.fusion.statistics == "pooled":
+        first, second = (np.concatenate(column) for column in zip(*normals, strict=True))
+        return (fit_statistics(first, second, config.fusion),) * len(held)
+    return tuple(fit_statistics(first, second, config.fusion) for first, second in normals)
 
 
 def _pool(parts: list[Any], config: TrainConfig) -> dict[str, npt.NDArray[Any]]:
@@ -90,12 +98,15 @@ def _pool(parts: list[Any], config: TrainConfig) -> dict[str, npt.NDArray[Any]]:
 
 
 def _choose_weights(
-    table: dict[str, npt.NDArray[Any]], statistics: tuple[Any, ...], config: TrainConfig
+    table: dict[str, npt.NDArray[Any]], statistics: tuple[TermStatistics, ...], config: TrainConfig
 ) -> Fusion:
     settings = config.fusion
     if settings.mode == "sum":
         return Fusion(
-            mode="sum", reconstruction_weight=1.0, norm_weight=config.loss.lambda1, learned=False
+            mode="sum",
+            across=settings.across,
+            reconstruction_weight=1.0,
+            norm_weight=config.loss.lambda1,
         )
     learned = None
     if settings.learn_weight:
@@ -106,6 +117,7 @@ def _choose_weights(
     return Fusion(
         mode="standardized",
         transform=settings.transform,
+        across=settings.across,
         members=statistics,
         reconstruction_weight=1 - share,
         norm_weight=share,

@@ -33,6 +33,7 @@ from esad_med.base.runs import (
 from esad_med.base.store import SampleStore
 from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
+from esad_med.method.devices import choose_device
 from esad_med.method.networks import Network, build_network, fold_batch_norm, place
 from esad_med.method.scores import Scores, join_scores
 from esad_med.method.terms import latent_norm, reconstruction_error, residual_map
@@ -318,19 +319,6 @@ def network_terms(
         first.append(reconstruction_error(output.x_hat, turned, reduction=spec.reduction))
         second.append(latent_norm(output.z_hat, norm=spec.norm, pool=spec.pool))
     return torch.stack(first).mean(0), torch.stack(second).mean(0)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a setting: auto is CUDA where there is one.
-
-    Raises:
-        ConfigError: CUDA was asked for and there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda: no CUDA device is found; set device to auto or cpu")
-    return torch.device(name)
 
 
 def _exactly(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

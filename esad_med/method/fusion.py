@@ -12,6 +12,8 @@ from esad_med.method.scores import Scores, rank_auc
 Values = npt.NDArray[np.float64]
 _GRID = np.linspace(0, 1, 41)
 _TINY = 1e-12
+# A term that hardly varies over the normals (a norm that is zero for all of them) is not blown up.
+_SMALLEST_SCALE = 1e-3
 
 
 class FusionConfig(Spec):
@@ -25,6 +27,12 @@ class FusionConfig(Spec):
     transform: Literal["linear", "log"] = Field("linear", description="Taken of a term first.")
     center: Literal["mean", "median"] = Field(
         "mean", description="Mean and standard deviation, or median and 1.4826 MAD."
+    )
+    statistics: Literal["member", "pooled"] = Field(
+        "member", description="Center and scale of each member's own held-out normals, or of all."
+    )
+    across: Literal["mean", "median"] = Field(
+        "mean", description="Over the members; the median shrugs off one that collapsed."
     )
     norm_weight: float = Field(
         0.8, ge=0, le=1, description="Share of the norm term; the default that learning starts from"
@@ -53,6 +61,7 @@ class Fusion(Spec):
     """A fitted fusion: what turns the members' terms into `Scores`.
 
     Attributes:
+        across: how the members' terms become the reported ones.
         members: statistics per member; empty for ``sum``.
         reconstruction_weight: factor on the reported reconstruction term.
         norm_weight: factor on the reported norm term.
@@ -61,6 +70,7 @@ class Fusion(Spec):
 
     mode: Literal["sum", "standardized"]
     transform: Literal["linear", "log"] = "linear"
+    across: Literal["mean", "median"] = "mean"
     members: tuple[TermStatistics, ...] = ()
     reconstruction_weight: float = Field(ge=0)
     norm_weight: float = Field(ge=0)
@@ -69,10 +79,11 @@ class Fusion(Spec):
     def fuse(self, reconstruction: npt.NDArray[Any], norm: npt.NDArray[Any]) -> Scores:
         """Scores of n samples from the terms of m members, each (m, n).
 
-        The reported terms are means over the members, the score their weighted sum.
+        The reported terms are means (or medians) over the members, the score their weighted sum.
         """
         first, second = self.standardize(reconstruction, norm)
-        return self.weigh(first.mean(0), second.mean(0))
+        over = np.mean if self.across == "mean" else np.median
+        return self.weigh(np.asarray(over(first, axis=0)), np.asarray(over(second, axis=0)))
 
     def standardize(
         self, reconstruction: npt.NDArray[Any], norm: npt.NDArray[Any]
@@ -150,4 +161,4 @@ def _center_scale(values: Values, kind: Literal["mean", "median"]) -> tuple[floa
     else:
         center = np.median(values)
         scale = 1.4826 * np.median(np.abs(values - center))
-    return float(center), float(max(scale, _TINY))
+    return float(center), float(max(scale, _SMALLEST_SCALE))

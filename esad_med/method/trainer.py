@@ -9,29 +9,20 @@ OUT/...             the detector; see detector.py
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esad_med.base.config import dump_yaml
-from esad_med.base.errors import ConfigError, StoreError
+from esad_med.base.errors import StoreError
 from esad_med.base.runs import (
     Progress,
-    digest_bytes,
-    ensure_folder,
     no_progress,
-    read_json,
     versions,
-    write_csv,
-    write_json,
-    write_text,
 )
 from esad_med.base.store import SampleStore
 from esad_med.method.calibrating import calibrate
@@ -44,14 +35,15 @@ from esad_med.method.datasets import (
     held_out_by,
     split_folds,
 )
-from esad_med.method.detector import CHECKSUMS, Detector, choose_device
+from esad_med.method.detector import Detector
+from esad_med.method.devices import choose_device, computes_bfloat16
 from esad_med.method.member import Member, MemberData, Row
 from esad_med.method.networks import ImageNetworkSpec, NetworkSpec, VectorNetworkSpec
 from esad_med.method.terms import TermSpec
+from esad_med.method.training_folder import curves, open_folder, write_metrics, write_run
 from esad_med.method.transforms import InputTransform
 
 Say = Callable[[str], None]
-_RESUMABLE = {"epochs", "patience", "device"}  # may change between a run and its continuation
 
 
 def train(
@@ -84,7 +76,7 @@ def train(
         CaseError: the store's rows do not allow this training.
         ConfigError: ``out`` holds another training, or cannot be written.
         ModelError: the loss is no longer finite, or a checkpoint is damaged.
-        StoreError: the samples are damaged, or not finite.
+        StoreError: the samples are damaged, or neither pictures nor vectors.
     """
     started = time.time()
     store.verify()
@@ -92,7 +84,7 @@ def train(
     chosen = choose_training_set(store, config.data, seed=config.seed)
     folds = _folds(chosen, store, config)
     device = choose_device(config.device)
-    _open_folder(out, store, config, resume=resume, overwrite=overwrite)
+    open_folder(out, store, config, resume=resume, overwrite=overwrite)
     say(_describe(chosen, folds, config))
     with _private_randomness(device):
         weights, history = _train_members(
@@ -101,8 +93,8 @@ def train(
         detector = _assemble(
             store, chosen, folds, config, spec, weights, preparation, device=device
         )
-    _write_metrics(out, history)
-    _write_run(out, config, device, started)
+    write_metrics(out, history)
+    write_run(out, config, device, started)
     detector.save(out)
     return detector
 
@@ -140,10 +132,7 @@ def use_bfloat16(config: TrainConfig, spec: NetworkSpec, device: torch.device) -
         return config.precision == "bfloat16"
     if not isinstance(spec, ImageNetworkSpec):
         return False
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return computes_bfloat16(device)
 
 
 def _folds(chosen: TrainingSet, store: SampleStore, config: TrainConfig) -> list[Fold]:
@@ -180,7 +169,7 @@ def _train_members(
         )
         if resume and member.resume() and member.history:
             say(f"member {index}: resumed after epoch {len(member.history)}")
-        with _curves(out, index) as draw:
+        with curves(out, index) as draw:
 
             def on_epoch(row: Row, index: int = index, draw: Callable[[Row], None] = draw) -> None:
                 draw(row)
@@ -245,119 +234,11 @@ def _assemble(
     return Detector(contract, named, device=config.device)
 
 
-def _open_folder(
-    out: Path, store: SampleStore, config: TrainConfig, *, resume: bool, overwrite: bool
-) -> None:
-    """Make the folder ready: empty, or holding the same training, started before.
-
-    Raises:
-        ConfigError: it holds a training and neither resume nor overwrite is asked for, or another
-            training than the one to resume.
-    """
-    request = {
-        "samples": store.digest,
-        "rows": store.contract["digests"]["samples.csv"],
-        "config": config.model_dump(mode="json", exclude=_RESUMABLE),
-    }
-    known = out / "checkpoints" / "request.json"
-    if resume and known.exists():
-        _check_request(out, read_json(known, ConfigError), request, config)
-    elif (known.exists() or (out / CHECKSUMS).exists()) and not (overwrite or resume):
-        raise ConfigError(
-            f"{out}: holds a training already; pass --resume to go on with it, --overwrite to start"
-            " anew, or choose another --out"
-        )
-    else:
-        ensure_folder(out)
-        for folder in ("checkpoints", "tensorboard"):
-            shutil.rmtree(out / folder, ignore_errors=True)
-            ensure_folder(out / folder)
-        (out / CHECKSUMS).unlink(missing_ok=True)
-        total = {**request, "epochs": config.epochs}
-        write_json(known, total)
-    write_text(out / "config.yaml", dump_yaml(config))
-
-
-def _check_request(
-    out: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], config: TrainConfig
-) -> None:
-    for name in ("samples", "rows"):
-        if found.get(name) != wanted[name]:
-            raise ConfigError(
-                f"{out}: was trained on another store ({name} differ); resume with that one, or"
-                " choose another --out"
-            )
-    if difference := _first_difference(found.get("config"), wanted["config"]):
-        raise ConfigError(
-            f"{out}: cannot be resumed, {difference}; resume with the settings in"
-            f" {out / 'config.yaml'}"
-        )
-    moving = config.optimizer.schedule in {"cosine", "onecycle"}
-    if moving and config.epochs > int(found.get("epochs", 0)):
-        raise ConfigError(
-            f"{out}: cannot be resumed with more epochs: schedule {config.optimizer.schedule} was"
-            f" laid out for {found.get('epochs')}"
-        )
-
-
-def _first_difference(found: Any, wanted: Any, path: str = "") -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in {**found, **wanted}:
-            inner = f"{path}.{key}" if path else str(key)
-            if text := _first_difference(found.get(key), wanted.get(key), inner):
-                return text
-        return ""
-    return "" if found == wanted else f"{path} was {found!r}, now {wanted!r}"
-
-
 @contextmanager
 def _private_randomness(device: torch.device) -> Iterator[None]:
     """Leave torch's global generators as they were: initial weights and dropout use them."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
-
-
-@contextmanager
-def _curves(out: Path, member: int) -> Iterator[Callable[[Row], None]]:
-    """A function that draws an epoch's row into TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(out / "tensorboard" / f"member{member}")) as writer:
-
-        def draw(row: Row) -> None:
-            for name, value in row.items():
-                if name not in {"member", "epoch"} and not math.isnan(value):
-                    writer.add_scalar(name, value, int(row["epoch"]))
-            writer.flush()
-
-        yield draw
-
-
-def _write_metrics(out: Path, history: list[Row]) -> None:
-    columns = list(history[0])
-    rows = [
-        [
-            int(row[c]) if c in {"member", "epoch"} else "" if math.isnan(row[c]) else row[c]
-            for c in columns
-        ]
-        for row in history
-    ]
-    write_csv(out / "metrics.csv", columns, rows)
-
-
-def _write_run(out: Path, config: TrainConfig, device: torch.device, started: float) -> None:
-    write_json(
-        out / "run.json",
-        {
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.time() - started, 1),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "threads": torch.get_num_threads(),
-            "seed": config.seed,
-            "settings": digest_bytes(dump_yaml(config).encode()),
-            "versions": versions(),
-        },
-    )
 
 
 def _describe(chosen: TrainingSet, folds: list[Fold], config: TrainConfig) -> str:

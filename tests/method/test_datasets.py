@@ -204,6 +204,22 @@ def test_an_epoch_depends_on_seed_member_and_number_only(
     assert rows(3) != rows(3, member=1)
 
 
+def test_x_tilde_is_drawn_by_seed_member_and_epoch(
+    vector_store: MakeStore, vector_config: Callable[..., TrainConfig]
+) -> None:
+    store, config = vector_store(), vector_config()
+
+    def target(epoch: int, **changes: int) -> torch.Tensor:
+        batches = batches_of(store, config, **changes)
+        batch = next(iter(batches))
+        batches.start_epoch(epoch)
+        return batches.prepare_batch(batch, torch.device("cpu"))[1].x[16:]
+
+    assert torch.equal(target(3), target(3))
+    assert not torch.equal(target(3), target(4))
+    assert not torch.equal(target(3), target(3, member=1))
+
+
 @pytest.mark.parametrize("draw", ["fresh", "fixed"])
 def test_targets_are_x_for_normals_and_x_tilde_for_outliers(
     vector_store: MakeStore, vector_config: Callable[..., TrainConfig], draw: str

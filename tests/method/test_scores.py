@@ -67,6 +67,12 @@ def test_sum_is_eq_17_with_the_members_means() -> None:
     assert scores.score == 5
 
 
+def test_the_median_shrugs_off_a_collapsed_member() -> None:
+    terms = np.array([[1.0], [3.0], [1000.0]])
+    fusion = Fusion(mode="sum", across="median", reconstruction_weight=1, norm_weight=1)
+    assert fusion.fuse(terms, terms).score == 6
+
+
 def test_standardized_terms_by_hand() -> None:
     members = (
         TermStatistics(

@@ -251,6 +251,16 @@ def test_cross_fitted_members_hold_out_different_normals(
     assert alike.contract.calibration.normals < 20
 
 
+@pytest.mark.parametrize("kind", ["member", "pooled"])
+def test_statistics_are_each_members_own_or_everyones(
+    vector_store: MakeStore, vector_config: MakeConfig, tmp_path: Path, kind: str
+) -> None:
+    config = vector_config(epochs=1, fusion={"statistics": kind, "across": "median"})
+    fusion = train(vector_store(), config, tmp_path / "d").contract.fusion
+    assert fusion.across == "median"
+    assert (fusion.members[0] == fusion.members[1]) is (kind == "pooled")
+
+
 def test_the_paper_preset_scores_by_eq_17(
     vector_store: MakeStore, vector_config: MakeConfig, tmp_path: Path
 ) -> None:
