@@ -1,17 +1,28 @@
 """Shared fixtures: where the real data is, composed slides, and the command line."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_prep.demo_slides import compose_demo_picture, source_concentrations
 from data_prep.slide_writing import write_asap, write_manifest, write_pyramid
-from esad_med.base.cases import Case
+from data_prep.stain_target import DEFAULT_TARGET
+from esad_med.base.cases import Case, read_manifest
+from esad_med.base.config import load_config
+from esad_med.base.store import SampleStore
 from esad_med.cli import main
+from esad_med.method.config import TrainConfig
+from esad_med.method.trainer import train
+from pipelines.pathology import PathologyConfig
+from pipelines.tiling import tile_slides
+
+#: Settings of a training that takes seconds.
+QUICK = ["network.width=0.0625", "members=2", "epochs=3", "test_time_augmentation=1"]
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +53,33 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cases.append(Case(name, path, f"p{index}", split, int(lesions > 0), annotation))
     write_manifest(folder / "manifest.csv", cases)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Small tensors on two threads wait for each other more than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def store(composed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The composed training slides as a SampleStore."""
+    out = tmp_path_factory.mktemp("tiled") / "store"
+    cases = [case for case in read_manifest(composed / "manifest.csv") if case.split == "train"]
+    config = load_config(PathologyConfig, None, ["labels.truth_threshold=0.3"])
+    tile_slides(cases, out, config, target=DEFAULT_TARGET, say=lambda _: None)
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow detector, trained for seconds on the composed training slides."""
+    out = tmp_path_factory.mktemp("trained") / "detector"
+    train(SampleStore(store), load_config(TrainConfig, None, QUICK), out)
+    return out
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Tiny stores and detectors: pictures of 16 pixels and vectors of 6 numbers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,6 @@ from esad_med.method.networks import ImageNetworkSpec, build_network
 from esad_med.method.terms import TermSpec
 
 TARGET = {"name": "a", "matrix": [[0.6, 0.7, 0.3], [0.1, 0.9, 0.3]], "max_concentration": [2, 1]}
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Tiny tensors on two threads wait for each other more than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_rows(normals: int, outliers: int, *, cases: int = 10, **columns: Any) -> pd.DataFrame:

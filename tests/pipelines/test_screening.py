@@ -1,0 +1,197 @@
+"""`esad-med screen`: scores, slide score, heat map and report, streamed and resumable."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import openslide
+import pandas as pd
+import pytest
+
+from esad_med.method.detector import Detector
+from pipelines.pathology import config_of
+from pipelines.screening import screening_config
+
+
+@pytest.fixture(scope="module")
+def screened(trained, composed, tmp_path_factory):
+    """All four composed slides screened once, by the command itself."""
+    from esad_med.cli import main
+
+    out = tmp_path_factory.mktemp("screened") / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(["screen", f"{composed}/manifest.csv", "--detector", str(trained), "--out", str(out)])
+    assert stop.value.code in (0, None)
+    return out
+
+
+def test_scores_have_a_row_per_tile(screened, trained):
+    table = pd.read_csv(screened / "tumor_2" / "scores.csv")
+    assert table["case_id"].unique().tolist() == ["tumor_2"]
+    assert table["percentile"].between(0, 100).all()
+    assert table["truth"].sum() > 0
+    fusion = Detector.load(trained).contract.fusion
+    expected = (
+        fusion.reconstruction_weight * table["reconstruction"] + fusion.norm_weight * table["norm"]
+    )
+    np.testing.assert_allclose(table["score"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_slide_score_follows_the_documented_rule(screened):
+    table = pd.read_csv(screened / "tumor_2" / "scores.csv")
+    result = json.loads((screened / "tumor_2" / "slide.json").read_text())
+    top = np.sort(table["score"])[::-1][: max(10, int(np.ceil(0.01 * len(table))))]
+    assert result["slide_score"] == pytest.approx(top.mean(), rel=1e-4)
+    assert result["maximum"] == pytest.approx(table["score"].max(), rel=1e-4)
+    above = (table["score"] > result["threshold"]).sum()
+    tile_mm2 = (64 * 1.0 / 1000) ** 2
+    assert result["area_above_threshold_mm2"] == pytest.approx(above * tile_mm2, rel=1e-2)
+    assert result["tiles"] == len(table)
+    assert "not for diagnosis" in result["intended_use"]
+
+
+def test_the_heat_map_lies_over_the_tissue(screened, composed):
+    for name in ("normal_2", "tumor_2"):
+        slide = openslide.OpenSlide(composed / f"{name}.tif")
+        heat = openslide.OpenSlide(screened / name / "heatmap.tif")
+        mpp = [float(image.properties["openslide.mpp-x"]) for image in (slide, heat)]
+        width = [image.dimensions[0] * scale for image, scale in zip((slide, heat), mpp)]
+        assert width[0] == pytest.approx(width[1], abs=mpp[1])
+        picture = np.asarray(heat.read_region((0, 0), 0, heat.dimensions).convert("RGB"))
+        colored = (picture < 250).any(axis=2)
+        table = pd.read_csv(screened / name / "scores.csv")
+        scale = mpp[0] / mpp[1]
+        for x, y in table[["x_level0", "y_level0"]].to_numpy():
+            row, column = int((y + 64) * scale), int((x + 64) * scale)
+            assert colored[row, column]
+        tile_px = 128 * scale
+        assert colored.sum() == pytest.approx(len(table) * tile_px**2, rel=0.05)
+
+
+def test_the_report_stands_alone(screened):
+    page = (screened / "tumor_2" / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+    assert "Content-Security-Policy" in page
+    for text in ("tumor_2", "not for diagnosis", "Detector", "median of normals"):
+        assert text.lower() in page.lower()
+
+
+def test_slides_csv_can_be_evaluated(screened, run_command, tmp_path):
+    with (screened / "slides.csv").open() as file:
+        rows = {row["case_id"]: row for row in csv.DictReader(file)}
+    assert {name: row["truth"] for name, row in rows.items()} == {
+        "normal_1": "0",
+        "tumor_1": "1",
+        "normal_2": "0",
+        "tumor_2": "1",
+    }
+    slides = run_command("evaluate", screened / "slides.csv", "--json")
+    assert slides.code == 0, slides.err
+    assert json.loads(slides.out)["measures"]["score"]["n_anomalous"] == 2
+    tiles = run_command("evaluate", screened, "--out", tmp_path / "e", "--json")
+    assert tiles.code == 0, tiles.err
+    found = json.loads(tiles.out)
+    assert found["resampled_by"] == "patient"
+    assert {p.name for p in (tmp_path / "e").iterdir()} >= {"roc.png", "histogram.svg"}
+    assert len(pd.read_csv(tmp_path / "e" / "slides.csv")) == 4
+
+
+def test_a_second_run_keeps_complete_slides(screened, composed, trained, run_command, tmp_path):
+    out = tmp_path / "copy"
+    shutil.copytree(screened, out)
+    before = (out / "tumor_2" / "report.html").stat().st_mtime_ns
+    (out / "tumor_1" / "slide.json").unlink()
+    outcome = run_command("screen", composed / "manifest.csv", "--detector", trained, "--out", out)
+    assert outcome.code == 0
+    assert (out / "tumor_2" / "report.html").stat().st_mtime_ns == before
+    for name in ("tumor_1", "tumor_2"):
+        for file in ("scores.csv", "slide.json", "heatmap.tif"):
+            assert (out / name / file).read_bytes() == (screened / name / file).read_bytes()
+
+
+def test_scores_do_not_depend_on_the_other_slides(
+    screened, composed, trained, run_command, tmp_path
+):
+    outcome = run_command(
+        "screen", composed / "tumor_2.tif", "--detector", trained, "--out", tmp_path / "alone"
+    )
+    assert outcome.code == 0
+    alone = pd.read_csv(tmp_path / "alone" / "tumor_2" / "scores.csv")
+    together = pd.read_csv(screened / "tumor_2" / "scores.csv")
+    np.testing.assert_allclose(alone["score"], together["score"], rtol=1e-5)
+    assert alone["truth"].isna().all()
+
+
+def test_the_same_tiles_as_in_training_are_scored(composed, store, trained, run_command, tmp_path):
+    """Screening a training slide gives the scores of its stored tiles."""
+    scored = run_command("score", store, "--detector", trained, "--out", tmp_path / "s.csv")
+    assert scored.code == 0, scored.err
+    run_command(
+        "screen", composed / "normal_1.tif", "--detector", trained, "--out", tmp_path / "out"
+    )
+    stored = pd.read_csv(tmp_path / "s.csv").query("case_id == 'normal_1'")
+    streamed = pd.read_csv(tmp_path / "out" / "normal_1" / "scores.csv")
+    assert stored["sample_id"].tolist() == streamed["sample_id"].tolist()
+    np.testing.assert_allclose(stored["score"], streamed["score"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "setting", ["tiles.mpp=0.5", "tiles.size_px=32", "stain.method=none", "stain.method=reinhard"]
+)
+def test_other_tiles_than_trained_on_are_refused(composed, trained, run_command, tmp_path, setting):
+    outcome = run_command(
+        "screen",
+        composed / "normal_1.tif",
+        "--detector",
+        trained,
+        "--out",
+        tmp_path / "out",
+        "--set",
+        setting,
+    )
+    assert outcome.code == 4
+    assert "this detector expects" in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finer_stride_is_allowed(trained):
+    detector = Detector.load(trained)
+    own, _ = config_of(detector.contract.preparation)
+    changed = screening_config(detector, None, ["tiles.stride_px=32"])
+    assert own.tiles.stride_px == 64
+    assert changed.tiles.stride_px == 32
+
+
+def test_a_bad_slide_is_set_aside(composed, trained, run_command, tmp_path):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    shutil.copy(composed / "normal_1.tif", folder / "good.tif")
+    (folder / "bad.svs").write_text("not a slide")
+    outcome = run_command("screen", folder, "--detector", trained, "--out", tmp_path / "out")
+    assert outcome.code == 3
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv")
+    assert failures["case_id"].tolist() == ["bad"]
+    assert pd.read_csv(tmp_path / "out" / "slides.csv")["case_id"].tolist() == ["good"]
+
+
+@pytest.mark.data
+def test_real_slides_are_screened(data_root, trained, run_command, tmp_path):
+    """Two scanners and a 20x slide with a single level; OpenSlide opens every heat map."""
+    outcome = run_command(
+        "screen", data_root / "wsi", "--detector", trained, "--out", tmp_path / "out"
+    )
+    assert outcome.code == 3  # broken.svs
+    assert "Traceback" not in outcome.err
+    for name in (
+        "cmu-1-small-region",
+        "composed_normal_scannerA",
+        "composed_normal_scannerB",
+        "composed_tumor_scannerA",
+        "composed_tumor_scannerB",
+    ):
+        heat = openslide.OpenSlide(tmp_path / "out" / name / "heatmap.tif")
+        assert heat.level_count >= 1
+        result = json.loads((tmp_path / "out" / name / "slide.json").read_text())
+        assert np.isfinite(result["slide_score"])
