@@ -21,9 +21,6 @@ from esad_med.method.trainer import train
 from pipelines.pathology import PathologyConfig
 from pipelines.tiling import tile_slides
 
-#: Settings of a training that takes seconds.
-QUICK = ["network.width=0.0625", "members=2", "epochs=3", "test_time_augmentation=1"]
-
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
@@ -75,10 +72,18 @@ def store(composed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quick_settings() -> list[str]:
+    """Settings of a training that takes seconds."""
+    return ["network.width=0.0625", "members=2", "epochs=2", "test_time_augmentation=1"]
+
+
+@pytest.fixture(scope="session")
+def trained(
+    store: Path, quick_settings: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A narrow detector, trained for seconds on the composed training slides."""
     out = tmp_path_factory.mktemp("trained") / "detector"
-    train(SampleStore(store), load_config(TrainConfig, None, QUICK), out)
+    train(SampleStore(store), load_config(TrainConfig, None, quick_settings), out)
     return out
 
 

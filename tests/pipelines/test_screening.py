@@ -56,7 +56,9 @@ def test_the_heat_map_lies_over_the_tissue(screened, composed):
         slide = openslide.OpenSlide(composed / f"{name}.tif")
         heat = openslide.OpenSlide(screened / name / "heatmap.tif")
         mpp = [float(image.properties["openslide.mpp-x"]) for image in (slide, heat)]
-        width = [image.dimensions[0] * scale for image, scale in zip((slide, heat), mpp, strict=True)]
+        width = [
+            image.dimensions[0] * scale for image, scale in zip((slide, heat), mpp, strict=True)
+        ]
         assert width[0] == pytest.approx(width[1], abs=mpp[1])
         picture = np.asarray(heat.read_region((0, 0), 0, heat.dimensions).convert("RGB"))
         colored = (picture < 250).any(axis=2)

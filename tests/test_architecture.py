@@ -1,0 +1,98 @@
+"""Who may import whom, as docs/architecture.md draws it; held over `ast`."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("esad_med", "data_prep", "pipelines")
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+BELOW = ("esad_med.base", "esad_med.method", "esad_med.assess", "esad_med.outputs", "data_prep")
+# package -> what of ours its modules may import, at the top or inside functions
+ALLOWED = {
+    "esad_med.base": ("esad_med.base",),
+    "esad_med.method": ("esad_med.base", "esad_med.method"),
+    "esad_med.assess": ("esad_med.base", "esad_med.assess"),
+    "esad_med.outputs": ("esad_med.base", "esad_med.outputs"),
+    "data_prep": ("esad_med.base", "data_prep"),
+    "pipelines": (*BELOW, "pipelines"),
+    "esad_med.cli": ("esad_med", *PACKAGES),
+}
+# package -> what it may import at the top of a module, the standard library aside
+TOP = {
+    "esad_med.base": {"numpy", "pandas", "pydantic", "yaml", "esad_med.base"},
+    "esad_med.cli": {"typer", "rich", "esad_med.cli", "esad_med.base.errors"},
+}
+HEAVY = ("torch", "monai", "ignite")  # never at the top of these packages
+LIGHT_PACKAGES = ("data_prep", "esad_med.assess", "esad_med.outputs", "esad_med.base")
+
+
+def imports_of(module: str, *, top_only: bool) -> Iterator[str]:
+    """Dotted names that a module imports; a name of ours down to the module it comes from."""
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    inner = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(outer)
+    }
+    for node in ast.walk(tree):
+        if top_only and id(node) in inner:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import in line {node.lineno}"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in FILES else str(node.module)
+
+
+def is_below(name: str, packages: tuple[str, ...] | set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def test_every_module_has_a_place() -> None:
+    homeless = [m for m in FILES if m != "esad_med" and not is_below(m, tuple(ALLOWED))]
+    assert homeless == []
+    assert sorted(FILES["esad_med"].parent.glob("*.py")) == [FILES["esad_med"]]
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_know_only_what_stands_below_them(package: str) -> None:
+    modules = [m for m in FILES if is_below(m, (package,))]
+    assert modules
+    found = [(m, name) for m in modules for name in imports_of(m, top_only=False)]
+    ours = [(m, name) for m, name in found if is_below(name, PACKAGES)]
+    assert [pair for pair in ours if not is_below(pair[1], ALLOWED[package])] == []
+
+
+@pytest.mark.parametrize("package", TOP)
+def test_light_modules_import_little_at_the_top(package: str) -> None:
+    for module in (m for m in FILES if is_below(m, (package,))):
+        for name in imports_of(module, top_only=True):
+            standard = name.split(".")[0] in sys.stdlib_module_names
+            assert standard or is_below(name, TOP[package]), f"{module} imports {name} at its top"
+
+
+@pytest.mark.parametrize("package", LIGHT_PACKAGES)
+def test_torch_and_monai_are_not_imported_at_the_top(package: str) -> None:
+    for module in (m for m in FILES if is_below(m, (package,))):
+        heavy = [name for name in imports_of(module, top_only=True) if is_below(name, HEAVY)]
+        assert heavy == [], module
+
+
+def test_there_are_no_circles() -> None:
+    graph = {
+        m: {name for name in imports_of(m, top_only=True) if name in FILES and name != m}
+        for m in FILES
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError
