@@ -77,7 +77,7 @@ def time_mapping(tiles: Bytes) -> list[Row]:
         apart = int(np.abs(ours - theirs).max())
     except ConfigError as error:
         return [*rows, ("map: spams.lasso, same matrix", np.nan, str(error)[:60])]
-    note = f"largest difference from ours {apart} grey level(s)"
+    note = f"largest difference from ours {apart} gray level(s)"
     return [*rows, ("map: spams.lasso, same matrix", seconds * len(tiles) / len(part), note)]
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.pcam --half report --out runs/pcam
 
 Tiles whose id ends with 0-7 are the development half, on which anything may be chosen; 8-f the
-report half, scored once. In each half and for each seed 60 % of the normals and 20 labelled
+report half, scored once. In each half and for each seed 60 % of the normals and 20 labeled
 outliers train (other tumor tiles of the training part are dropped), the rest test.
 """
 
@@ -77,7 +77,7 @@ def import_half(half: str, path: Path) -> SampleStore:
 
 
 def draw_split(truth: npt.NDArray[np.int8], seed: int) -> tuple[npt.NDArray[np.int64], ...]:
-    """Indices of the training normals, the labelled outliers, and the test tiles."""
+    """Indices of the training normals, the labeled outliers, and the test tiles."""
     random = np.random.default_rng(seed)
     normal, tumor = (random.permutation(np.flatnonzero(truth == label)) for label in (0, 1))
     cut_normal, cut_tumor = (round(TRAIN_SHARE * len(rows)) for rows in (normal, tumor))
@@ -130,7 +130,7 @@ def histograms(tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 
 
 def score_by_histograms(features, normal, outliers, test):  # type: ignore[no-untyped-def]
-    """Logistic regression on color histograms with the same normals and labelled outliers.
+    """Logistic regression on color histograms with the same normals and labeled outliers.
 
     Joint histograms and C were the best of 15 combinations on the development half; histograms per
     channel reach three points less.

@@ -34,10 +34,10 @@ class Outlines:
     """Polygons as found in a file, level-0 pixels.
 
     Attributes:
-        tumor: polygons that are tumour.
+        tumor: polygons that are tumor.
         excluded: polygons to take away from them.
         unknown: names of groups or classes that are neither.
-        tumor_free: the file itself says that there is no tumour.
+        tumor_free: the file itself says that there is no tumor.
     """
 
     tumor: list[BaseGeometry] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Outlines:
 
 
 def read_asap(path: Path) -> Outlines:
-    """Read ASAP XML: groups Tumor, _0 and _1 are tumour, _2 is normal tissue inside."""
+    """Read ASAP XML: groups Tumor, _0 and _1 are tumor, _2 is normal tissue inside."""
     try:
         root = parse_xml(path).getroot()
     except (ParseError, DefusedXmlException, UnicodeError, LookupError, ValueError) as error:

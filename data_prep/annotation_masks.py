@@ -25,7 +25,7 @@ _DECODING_ERRORS = (
 
 
 def read_mask(path: Path, slide_size: tuple[int, int]) -> Outlines:
-    """Read a mask image of the whole slide at any scale: 0, and one other value for tumour.
+    """Read a mask image of the whole slide at any scale: 0, and one other value for tumor.
 
     Each True pixel becomes the rectangle of level-0 pixels it covers, so areas are exact.
     """
@@ -65,7 +65,7 @@ def _read_mask_pixels(path: Path) -> npt.NDArray[np.bool_]:
         shown = ", ".join(str(value) for value in values[:5])
         raise CaseError(
             f"{path.name}: found the values {shown}{', ...' if len(values) > 5 else ''}; expected 0"
-            " and one other value that marks tumour; write such a mask, without smoothed edges"
+            " and one other value that marks tumor; write such a mask, without smoothed edges"
         )
     return np.asarray(pixels != 0)
 

@@ -1,4 +1,4 @@
-"""Where the tumour is: polygons in level-0 pixels, and their share of each tile."""
+"""Where the tumor is: polygons in level-0 pixels, and their share of each tile."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ _OVERHANG = 0.01  # outlines drawn over the slide's edge by so much of its size 
 
 @dataclass(frozen=True)
 class Annotation:
-    """The annotated tumour of one slide.
+    """The annotated tumor of one slide.
 
     Attributes:
         tumor: polygons in level-0 pixels without their exclusions; empty where the file says that
@@ -38,17 +38,17 @@ class Annotation:
 
 
 def read_annotation(path: Path, *, slide_size: tuple[int, int]) -> Annotation:
-    """Read the tumour outlines of a slide.
+    """Read the tumor outlines of a slide.
 
     ASAP ``.xml``, QuPath ``.geojson`` or ``.json``, NCRF ``.json``; or a mask image of the whole
-    slide at any scale (``.png``, ``.tif``), 0 and one other value for tumour.
+    slide at any scale (``.png``, ``.tif``), 0 and one other value for tumor.
 
     Args:
         path: the file.
         slide_size: (width, height) of the slide in level-0 pixels.
 
     Raises:
-        CaseError: a file that cannot be read, without tumour polygons, with unknown groups only,
+        CaseError: a file that cannot be read, without tumor polygons, with unknown groups only,
             or whose outlines lie outside this slide.
     """
     outlines = _read_outlines(path, slide_size)
@@ -75,7 +75,7 @@ def find_annotation(folder: Path, slide: Path) -> Path | None:
 def tumor_fraction(
     annotation: Annotation, xy_level0: npt.NDArray[np.int64], edge_level0: float
 ) -> npt.NDArray[np.float32]:
-    """The share of each tile's area that is tumour.
+    """The share of each tile's area that is tumor.
 
     Args:
         annotation: outlines of the slide.
@@ -121,12 +121,12 @@ def _explain_missing(outlines: Outlines) -> str:
     if outlines.unknown and not outlines.excluded:
         return (
             f"unknown groups only ({', '.join(sorted(outlines.unknown)[:5])}); expected one of"
-            f" {', '.join(sorted(TUMOR_NAMES))} for tumour, {', '.join(sorted(EXCLUDED_NAMES))} for"
+            f" {', '.join(sorted(TUMOR_NAMES))} for tumor, {', '.join(sorted(EXCLUDED_NAMES))} for"
             " exclusions"
         )
     if outlines.excluded:
-        return "exclusions without a tumour polygon; expected at least one of group 'Tumor'"
-    return "no polygon found; leave the annotation out where a slide has no tumour"
+        return "exclusions without a tumor polygon; expected at least one of group 'Tumor'"
+    return "no polygon found; leave the annotation out where a slide has no tumor"
 
 
 def _refuse_outside(path: Path, tumor: BaseGeometry, slide_size: tuple[int, int]) -> None:

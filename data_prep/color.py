@@ -1,4 +1,4 @@
-"""Colours of stained tissue: optical density, CIE LAB, and the histogram of a slide's tissue."""
+"""Colors of stained tissue: optical density, CIE LAB, and the histogram of a slide's tissue."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from data_prep.compiled import compile_kernel
 Floats = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
-#: OD of each grey level, (256,): max(-ln(max(I, 1) / 255), 1e-6), as in staintools.
+#: OD of each gray level, (256,): max(-ln(max(I, 1) / 255), 1e-6), as in staintools.
 OD_TABLE: Floats = np.maximum(-np.log(np.maximum(np.arange(256), 1) / 255), 1e-6)
 
 _RGB_TO_XYZ = np.array(
@@ -46,7 +46,7 @@ def rgb_to_lab(rgb: npt.NDArray[np.floating] | Bytes) -> Floats:
 
 
 def lab_to_rgb(lab: Floats) -> Bytes:
-    """CIE LAB (..., 3) to sRGB uint8 (..., 3), rounded; colours outside sRGB are clipped."""
+    """CIE LAB (..., 3) to sRGB uint8 (..., 3), rounded; colors outside sRGB are clipped."""
     y = (lab[..., 0] + 16) / 116
     f = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
     xyz = np.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787) * _WHITE
@@ -79,13 +79,13 @@ def _luminance(luminosity: float) -> np.float32:
 
 @dataclass(frozen=True, eq=False)
 class ColorHistogram:
-    """Colours of tissue, 7 bits per channel; integers only, so adding up is exact in any order.
+    """Colors of tissue, 7 bits per channel; integers only, so adding up is exact in any order.
 
     Attributes:
         keys: (k,) int64 sorted, the bin: ``(r >> 1) << 14 | (g >> 1) << 7 | b >> 1``.
         counts: (k,) int64, pixels in the bin.
         odd: (k, 3) int64, how many of them have the channel's lowest bit set; with it the bin's
-            mean colour and mean OD are exact.
+            mean color and mean OD are exact.
     """
 
     keys: npt.NDArray[np.int64]
@@ -132,7 +132,7 @@ class ColorHistogram:
         return (1 - share) * OD_TABLE[even] + share * OD_TABLE[even + 1]
 
     def mean_rgb(self) -> Floats:
-        """Mean colour of each bin, (k, 3) in [0, 255]."""
+        """Mean color of each bin, (k, 3) in [0, 255]."""
         return self._even() + self.odd / self.counts[:, None]
 
 

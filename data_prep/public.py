@@ -50,7 +50,7 @@ class DpaCell:
 
     Attributes:
         slide: such as ``tumor_001``.
-        label: 0 normal, 1 tumour.
+        label: 0 normal, 1 tumor.
         row: top edge in level-0 pixels (the field that the lists call x).
         col: left edge in level-0 pixels (the field that they call y).
         size: edge in level-0 pixels.
@@ -80,7 +80,7 @@ def read_dpa_list(path: Path) -> list[DpaCell]:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
     except OSError as error:  # gzip.BadGzipFile is one
-        raise CaseError(f"{path}: cannot be read ({error})") from error
+        raise CaseError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (EOFError, UnicodeDecodeError) as error:
         raise CaseError(f"{path}: damaged ({error}); fetch the list again") from error
     cells: dict[DpaCell, int] = {}

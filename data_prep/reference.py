@@ -51,7 +51,7 @@ def staintools_matrix(
 def remap_staintools(
     tiles: Bytes, matrix: Floats, scale: Floats, target: Floats, *, penalty: float = 0.01
 ) -> Bytes:
-    """New colours with concentrations by `spams.lasso`, as staintools' normalizer computes them.
+    """New colors with concentrations by `spams.lasso`, as staintools' normalizer computes them.
 
     Args:
         tiles: (..., 3) uint8, left as they are.

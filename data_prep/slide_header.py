@@ -55,14 +55,14 @@ def find_mpp(name: str, properties: Mapping[str, str], given: float | None) -> t
         if not low <= given <= high:
             raise SlideError(
                 f"{name}: mpp {given:g} was given, expected {low:g} to {high:g} µm per pixel of"
-                " level 0; check --mpp or the manifest's column 'mpp'"
+                " level 0; check --slide-mpp or the manifest's column 'mpp'"
             )
         return float(given), "given"
     x, y, source = _read_mpp(properties)
     if x is None:
         raise SlideError(
             f"{name}: no microns-per-pixel (looked at openslide.mpp-x, tiff.XResolution); pass"
-            " --mpp or add column 'mpp' to the manifest"
+            " --slide-mpp or add column 'mpp' to the manifest"
         )
     y = x if y is None else y
     mpp = (x + y) / 2
@@ -70,12 +70,12 @@ def find_mpp(name: str, properties: Mapping[str, str], given: float | None) -> t
         raise SlideError(
             f"{name}: {source} says {mpp:.4g} µm per pixel, expected {low:g} to {high:g}"
             f"{' (72 dpi is a default, no measurement)' if abs(mpp - 352.8) < 1 else ''}; pass the"
-            " true value with --mpp or add column 'mpp' to the manifest"
+            " true value with --slide-mpp or add column 'mpp' to the manifest"
         )
     if abs(x - y) > _ANISOTROPY * mpp:
         raise SlideError(
             f"{name}: {source} says {x:.4g} µm per pixel in x and {y:.4g} in y, expected the same;"
-            " pass the true value with --mpp or add column 'mpp' to the manifest"
+            " pass the true value with --slide-mpp or add column 'mpp' to the manifest"
         )
     return mpp, source
 

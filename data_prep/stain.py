@@ -1,4 +1,4 @@
-"""Stain normalization: one matrix per slide, every slide shown in the same target colours.
+"""Stain normalization: one matrix per slide, every slide shown in the same target colors.
 
 Fit per slide, never per tile: a tile may hold one stain only, or none at all.
 """
@@ -99,7 +99,7 @@ _SHAPES = {"matrix": (2, 3), "max_concentration": (2,), "lab_mean": (3,), "lab_s
 
 @dataclass(frozen=True, eq=False)
 class StainTarget(_Plain):
-    """The colours every slide is shown in.
+    """The colors every slide is shown in.
 
     Attributes:
         name: where it comes from.
@@ -162,7 +162,7 @@ def fit_stain(images: Iterable[Bytes], spec: StainSpec, *, name: str) -> Stain:
         name: the slide, for messages.
 
     Raises:
-        SlideError: too little tissue, or colours that do not hold two stains (constant, grey,
+        SlideError: too little tissue, or colors that do not hold two stains (constant, gray,
             one stain only).
         ConfigError: method ``staintools`` without the extra ``reference``.
     """
@@ -192,14 +192,14 @@ def stain_of_histogram(
     matrix, top = np.zeros((2, 3)), np.zeros(2)
     if spec.method == "reinhard":
         if deviation.min() < 1e-3:
-            raise SlideError(f"{name}: tissue of one colour only; use --stain none")
+            raise SlideError(f"{name}: tissue of one color only; use --stain none")
     else:
         matrix, top = _fit_matrix(histogram, spec, name, images)
     return Stain(spec.method, matrix, top, mean, deviation, histogram.pixels)
 
 
 def normalize_stain(tiles: Bytes, stain: Stain, target: StainTarget, spec: StainSpec) -> Bytes:
-    """Show tiles in the target's colours.
+    """Show tiles in the target's colors.
 
     Concentrations are scaled so that their 99th percentiles on tissue meet the target's; Reinhard
     maps mean and deviation of each LAB channel.
@@ -207,7 +207,7 @@ def normalize_stain(tiles: Bytes, stain: Stain, target: StainTarget, spec: Stain
     Args:
         tiles: (..., 3) uint8, left as they are.
         stain: what `fit_stain` found on their slide.
-        target: the colours to show.
+        target: the colors to show.
         spec: the spec of `fit_stain`.
 
     Returns:
@@ -258,7 +258,7 @@ def _fit_matrix(
         found = "one stain that no pixel uses"
     raise SlideError(
         f"{name}: degenerate stain matrix, {found}, expected two at least {spec.min_angle:g}"
-        " degrees apart (constant, grey or single-stain tissue?); use --stain reinhard or none"
+        " degrees apart (constant, gray or single-stain tissue?); use --stain reinhard or none"
     )
 
 

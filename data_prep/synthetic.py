@@ -18,7 +18,7 @@ from esad_med.base.errors import StoreError
 from esad_med.base.runs import ensure_folder
 from esad_med.base.store import SampleStore
 
-GLASS = 243  # grey level of the empty glass
+GLASS = 243  # gray level of the empty glass
 HE_MATRIX = ordered(REFERENCE_MATRIX)
 
 
@@ -40,19 +40,19 @@ def compose_from_store(
     """Compose slides from a store's tiles, each with a stain look of its own.
 
     Level 0 is the resolution of the tiles, so every pixel is a tile's own but for the look and
-    the JPEG. Tissue is a blob of whole tiles on glass, anchored to the tile grid; tumour tiles
+    the JPEG. Tissue is a blob of whole tiles on glass, anchored to the tile grid; tumor tiles
     lie in one to three connected nests, outlined in an ASAP XML beside the slide.
 
     Args:
         store: tiles (n, h, h, 3) uint8 with ``truth``; 16 must divide h.
         out_dir: gets ``*.tif``, ``*.xml`` and ``manifest.csv``.
-        normal_slides: how many slides without tumour.
-        tumor_slides: how many with tumour.
+        normal_slides: how many slides without tumor.
+        tumor_slides: how many with tumor.
         seed: decides everything; equal seeds give equal bytes.
         rows: indices of the tiles that may be used; all by default.
-        tumor_share: least and greatest share of tumour tiles on a tumour slide, drawn evenly.
+        tumor_share: least and greatest share of tumor tiles on a tumor slide, drawn evenly.
         tiles_per_slide: tissue tiles of each slide; tiles are drawn again if there are fewer.
-        look: strength of the stain look; 0 leaves the colours as they are.
+        look: strength of the stain look; 0 leaves the colors as they are.
         mpp: µm per pixel of the tiles; by default the store's own.
         split: split of all slides in the manifest.
         prefix: start of the file names.
@@ -80,11 +80,11 @@ def compose_from_store(
 
 
 def draw_layout(tissue: int, tumor: int, rng: np.random.Generator) -> npt.NDArray[np.int8]:
-    """Which cells of a slide are glass (-1), normal tissue (0) or tumour (1).
+    """Which cells of a slide are glass (-1), normal tissue (0) or tumor (1).
 
     Args:
         tissue: number of cells that are not glass; they form one blob.
-        tumor: how many of them are tumour, in one to three connected nests.
+        tumor: how many of them are tumor, in one to three connected nests.
         rng: source of chance.
 
     Returns:
@@ -129,8 +129,8 @@ def _grow_nest(labels: npt.NDArray[np.int8], count: int, rng: np.random.Generato
         )
         if not edge:
             break  # walled in by glass and other nests
-        centre = np.mean(nest, axis=0)
-        reach = np.linalg.norm(np.array(edge) - centre, axis=1) + rng.uniform(0, 2, len(edge))
+        center = np.mean(nest, axis=0)
+        reach = np.linalg.norm(np.array(edge) - center, axis=1) + rng.uniform(0, 2, len(edge))
         nest.append(edge[int(np.argmin(reach))])
         labels[nest[-1]] = 1
 
@@ -232,7 +232,7 @@ def _write_case(
 def _tile_pools(
     store: SampleStore, rows: npt.NDArray[np.int64] | None, *, tumor: bool
 ) -> list[Bytes]:
-    """Normal and tumour tiles."""
+    """Normal and tumor tiles."""
     if store.samples.ndim != 4 or store.samples.shape[3] != 3 or store.samples.dtype != np.uint8:
         raise StoreError(f"{store.path}: {store.samples.shape}, expected RGB tiles (n, h, w, 3)")
     if store.samples.shape[1] != store.samples.shape[2] or store.samples.shape[1] % 16:
@@ -240,7 +240,7 @@ def _tile_pools(
     chosen = np.arange(len(store)) if rows is None else rows
     truth = store.rows["truth"].iloc[chosen].fillna(-1).to_numpy(dtype=np.int64)
     pools = [np.asarray(store.samples[chosen[truth == label]]) for label in (0, 1)]
-    for pool, name in zip(pools, ("normal", "tumour"), strict=True):
+    for pool, name in zip(pools, ("normal", "tumor"), strict=True):
         if not len(pool) and (name == "normal" or tumor):
             raise StoreError(f"{store.path}: holds no {name} tiles (column truth) to compose from")
     return pools

@@ -13,6 +13,7 @@ from data_prep.tissue import TissueMask
 from esad_med.base.config import Spec
 from esad_med.base.errors import SlideError
 
+_MAX_READ_PX = 1 << 14  # what one read of a region may hold
 _MAX_CANDIDATES = 50_000_000  # more tiles than this is a mistake in the stride
 
 
@@ -21,7 +22,9 @@ class TileSpec(Spec):
 
     mpp: float = Field(1.0, gt=0, description="µm per pixel; 1.0 is 10x, as in the paper.")
     size_px: int = Field(64, ge=8, le=4096, description="Edge of a tile in pixels.")
-    stride_px: int = Field(64, ge=1, description="Step from tile to tile in tile pixels.")
+    stride_px: int = Field(
+        64, ge=1, le=1 << 20, description="Step from tile to tile in tile pixels."
+    )
     min_tissue: float = Field(0.5, ge=0, le=1, description="Least share of tissue in a tile.")
     level_tolerance: float = Field(
         0.05, ge=0, lt=0.5, description="A level whose mpp is that near is taken as it is."
@@ -91,6 +94,11 @@ def plan_tiles(slide: Slide, tissue: TissueMask, spec: TileSpec) -> TileGrid:
         SlideError: the slide is coarser than the tiles, or no tile is left.
     """
     level, read_px, stride_px = _choose_level(slide, spec)
+    if read_px > _MAX_READ_PX:
+        raise SlideError(
+            f"{slide.path.name}: a tile is {read_px} pixels wide at level {level}, expected at most"
+            f" {_MAX_READ_PX}; choose a finer tiles.mpp or smaller tiles, or a slide with levels"
+        )
     downsample = slide.level_downsamples[level]
     edge, stride = read_px * downsample, stride_px * downsample
     xs, ys = (_starts(length, edge, stride) for length in slide.size_level0)

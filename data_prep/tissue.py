@@ -19,15 +19,17 @@ class TissueSpec(Spec):
 
     After the glass was made white, a pixel is tissue when its saturation (largest minus smallest
     channel) plus half its darkness (255 minus largest) is above Otsu's threshold: half, because
-    shadows and dust are grey, stained tissue is not. The threshold is held within
+    shadows and dust are gray, stained tissue is not. The threshold is held within
     ``threshold_range``: on a picture of glass alone, or of tissue alone, Otsu would cut through the
     only class there is.
     """
 
-    mpp: float = Field(8.0, gt=0, description="Resolution of the mask in µm per pixel.")
-    smoothing_um: float = Field(8.0, ge=0, description="Sigma of the blur before the threshold.")
+    mpp: float = Field(8.0, ge=0.5, le=1000, description="Resolution of the mask in µm per pixel.")
+    smoothing_um: float = Field(
+        8.0, ge=0, le=1000, description="Sigma of the blur before the threshold."
+    )
     threshold_range: tuple[float, float] = Field(
-        (13.0, 20.0), description="Bounds of the threshold, in grey levels of 255."
+        (13.0, 20.0), description="Bounds of the threshold, in gray levels of 255."
     )
     ink: bool = Field(True, description="Leave out green, blue and black pen and black borders.")
     min_object_um2: float = Field(8000.0, ge=0, description="Smaller pieces are dropped.")
@@ -93,7 +95,7 @@ def mask_tissue(
 
 
 def _glass_color(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The color of empty glass, (3,): the brightest grey there is; 255 where all is colored.
+    """The color of empty glass, (3,): the brightest gray there is; 255 where all is colored.
 
     Pure white is left out: it is what was not scanned, and brighter than the glass.
     """

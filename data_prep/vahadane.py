@@ -1,4 +1,4 @@
-"""Stain separation: the matrix of a slide, the concentrations of a pixel, and the new colours.
+"""Stain separation: the matrix of a slide, the concentrations of a pixel, and the new colors.
 
 Model: OD = C M with OD = -ln(I / 255). The rows of M (2, 3) are the stains, hematoxylin first, of
 unit length and non-negative; C (n, 2) are their concentrations.
@@ -43,14 +43,14 @@ def sparse_concentrations(od: Floats, matrix: Floats, penalty: float) -> Floats:
 
 
 def vahadane_matrix(histogram: ColorHistogram, *, penalty: float) -> Floats | None:
-    """Stain matrix by sparse dictionary learning (Vahadane et al. 2016) on a colour histogram.
+    """Stain matrix by sparse dictionary learning (Vahadane et al. 2016) on a color histogram.
 
     Alternates the closed-form lasso with the dictionary step (block coordinates, non-negative,
     rows at most of unit length) until no entry moves by more than 1e-6. All pixels count, and
     equal histograms give equal matrices.
 
     Returns:
-        (2, 3), hematoxylin first; None where the colours do not hold two stains.
+        (2, 3), hematoxylin first; None where the colors do not hold two stains.
     """
     od = histogram.mean_od()
     weight = histogram.counts / histogram.pixels
@@ -91,7 +91,7 @@ def macenko_matrix(histogram: ColorHistogram, *, percent: float = 99) -> Floats 
     entry, which no absorbing stain has, is set to zero (ours).
 
     Returns:
-        (2, 3), hematoxylin first; None where the colours do not hold two stains.
+        (2, 3), hematoxylin first; None where the colors do not hold two stains.
     """
     od = histogram.mean_od()
     if len(od) < 3:
@@ -127,7 +127,7 @@ def _angle(matrix: Floats) -> float:
 def remap_stains(
     rgb: Bytes, matrix: Floats, scale: Floats, target: Floats, *, penalty: float
 ) -> Bytes:
-    """New colours: 255 exp(-(scale C) M_target), truncated to a grey level as staintools does.
+    """New colors: 255 exp(-(scale C) M_target), truncated to a gray level as staintools does.
 
     Runs a compiled kernel where numba is installed, numpy otherwise (about three times slower).
 

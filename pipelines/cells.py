@@ -83,7 +83,7 @@ def tile_cells(
     """Read, normalize, scale and crop published cells, as method and paper's protocol say.
 
     Cells of slides called ``test_...`` get split "test", all others "train"; tumor cells of the
-    training slides are the labelled outliers.
+    training slides are the labeled outliers.
 
     Args:
         root: the folder with Camelyon16's ``training/`` and ``testing/``, or with its slides.

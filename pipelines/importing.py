@@ -63,10 +63,8 @@ class ImportSummary:
         return {**asdict(self), "out": str(self.out)}
 
     def __str__(self) -> str:
-        return (
-            f"{self.samples} samples ({self.normal} normal, {self.anomalous} anomalous) of"
-            f" {self.groups} groups"
-        )
+        groups = f" of {self.groups} groups" if self.groups else ""
+        return f"{self.samples} samples ({self.normal} normal, {self.anomalous} anomalous){groups}"
 
 
 def import_tiles(
@@ -118,7 +116,7 @@ def import_tiles(
     summary.samples = len(rows)
     summary.normal = int((rows["truth"] == 0).sum())
     summary.anomalous = int((rows["truth"] == 1).sum())
-    summary.groups = rows["case_id"].nunique()
+    summary.groups = rows.loc[rows["case_id"] != "", "case_id"].nunique()
     return summary
 
 
@@ -165,8 +163,8 @@ def _check_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
         raise CaseError(f"{path}: sample '{twice.iloc[0]}' is listed twice, expected once")
     check_patients(zip(rows["patient_id"], rows["split"], strict=True))
     truth = rows["truth"].map(_LABELS).astype("Int8")
-    labelled = (truth == 1).fillna(False) & (rows["split"] != "test")
-    return rows.assign(truth=truth, semi_label=np.where(labelled, -1, 1))
+    labeled = (truth == 1).fillna(False) & (rows["split"] != "test")
+    return rows.assign(truth=truth, semi_label=np.where(labeled, -1, 1))
 
 
 def _read_crops(

@@ -70,7 +70,7 @@ def find_cases(paths: Sequence[Path], *, mpp: float | None, annotations: Path | 
         if mpp is not None or annotations is not None:
             raise CaseError(
                 f"{paths[0]}: a manifest has its own columns 'mpp' and 'annotation'; leave out"
-                " --mpp and --annotations"
+                " --slide-mpp and --annotations"
             )
         return read_manifest(paths[0])
     if annotations is not None and not annotations.is_dir():

@@ -79,7 +79,8 @@ class TilingSummary:
         tiles = sum(slide.tiles for slide in self.slides)
         text = f"{tiles} tiles of {len(self.slides)} slides"
         if self.failures:
-            text += f"; {len(self.failures)} slides or tiles set aside (failures.csv)"
+            text += f"; {len(self.failures)} slides or tiles set aside"
+            text += "" if self.out == Path() else " (failures.csv)"
         if self.reused:
             text += "; complete already"
         return text if self.out == Path() else f"{text}, in {self.out}"
@@ -190,7 +191,7 @@ def label_tiles(
     count: int,
     config: PathologyConfig,
 ) -> tuple[pd.Series, pd.Series]:
-    """Tumour fraction and truth per tile.
+    """Tumor fraction and truth per tile.
 
     Without an annotation a normal slide's tiles are normal (0), those of any other are unknown:
     a tumor slide holds both kinds.
@@ -290,14 +291,14 @@ class _TilingRun:
 
 def _rows(case: Case, grid: TileGrid, share: pd.Series, truth: pd.Series) -> pd.DataFrame:
     x, y = grid.xy_level0.T
-    labelled = (truth == 1).fillna(False) & (case.split != "test")
+    labeled = (truth == 1).fillna(False) & (case.split != "test")
     return pd.DataFrame(
         {
             "sample_id": [f"{case.case_id}_{a}_{b}" for a, b in grid.xy_level0.tolist()],
             "case_id": case.case_id,
             "patient_id": case.patient_id,
             "split": case.split,
-            "semi_label": np.where(labelled, -1, 1),
+            "semi_label": np.where(labeled, -1, 1),
             "truth": truth,
             "x_level0": x,
             "y_level0": y,

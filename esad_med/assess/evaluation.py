@@ -52,6 +52,15 @@ class Measures:
     sensitivity_at: Mapping[str, float]
     set_aside: float
 
+    def __str__(self) -> str:
+        points = ", ".join(f"{100 * s:.0f} % at {p} %" for p, s in self.sensitivity_at.items())
+        return (
+            f"AUC {self.auc:.3f} ({self.auc_low:.3f} to {self.auc_high:.3f}),"
+            f" average precision {self.average_precision:.3f}; sensitivity {points} specificity;"
+            f" {100 * self.set_aside:.0f} % of normals set aside at 99 % sensitivity"
+            f" ({self.n_normal} normal, {self.n_anomalous} anomalous)"
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -76,6 +85,16 @@ class Evaluation:
     slide_measures: Measures | None
     slides: pd.DataFrame
     groups: pd.DataFrame | None
+
+    def __str__(self) -> str:
+        lines = [f"{self.units} units; {self.note}"]
+        if self.n_unknown:
+            lines.append(f"{self.n_unknown} samples of unknown truth were left out")
+        named = dict(self.measures)
+        if self.slide_measures:
+            named["slide score"] = self.slide_measures
+        lines += [f"{name:>14}: {found}" for name, found in named.items()]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; NaN becomes None."""

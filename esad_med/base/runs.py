@@ -78,14 +78,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; rename it when the block ends well.
 
-    An existing ``path`` is replaced only at that moment.
+    An existing ``path`` is replaced only at that moment; where it is a link, what it points to.
 
     Raises:
-        ConfigError: no space, no permission, or ``path`` is a file.
+        ConfigError: no space, no permission, ``path`` is a file or a mount point.
     """
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path}: is a file, expected a folder; choose another --out")
     try:
+        path = path.resolve()  # "." has no name to put a temporary folder beside
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: is a file, expected a folder; choose another --out")
+        if path.is_mount():
+            raise ConfigError(f"{path}: is a mount point; name a new folder inside it as --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(
             tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -102,8 +105,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             old = temporary.with_suffix(".old")
             path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
+            try:
+                temporary.rename(path)
+            except BaseException:
+                old.rename(path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(path)
     except OSError as error:

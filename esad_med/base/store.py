@@ -7,6 +7,7 @@ STORE/store.json    the contract: kind, shape, dtype, value range, mpp, specs, d
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from esad_med.base.errors import ConfigError, StoreError
-from esad_med.base.runs import atomic_folder, digest_file, read_json, write_json, write_text
+from esad_med.base.runs import (
+    atomic_folder,
+    digest_file,
+    output_error,
+    read_json,
+    write_json,
+    write_text,
+)
 
 FORMAT = "esad-med store 1"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")
@@ -80,7 +88,7 @@ class SampleStore:
         file = self.path / "samples.npy"
         try:
             samples = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
             raise StoreError(f"{file}: not a readable array ({error})") from error
         return np.asarray(samples)
 
@@ -188,12 +196,15 @@ class StoreWriter:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk again, when buffered samples are flushed
+                self._file.close()
             self._folder.__exit__(kind, error, trace)
             return
         try:
             self._finish()
         except BaseException as problem:
+            with suppress(OSError):
+                self._file.close()
             self._folder.__exit__(type(problem), problem, problem.__traceback__)
             raise
         self._folder.__exit__(None, None, None)
@@ -248,12 +259,25 @@ def open_if_store(path: Path) -> SampleStore | None:
         ConfigError: ``path`` is a file, or a folder with other content.
         StoreError: a damaged store.
     """
-    if not path.exists():
-        return None
-    if (path / "store.json").exists():
-        return SampleStore(path)
-    if path.is_dir() and {file.name for file in path.iterdir()} <= {"failures.csv"}:
-        return None  # empty, or a run in which every case failed
+    refuse_other_folder(path)
+    return SampleStore(path) if (path / "store.json").exists() else None
+
+
+def refuse_other_folder(path: Path) -> None:
+    """Refuse to put a store in the place of something else, whether to be overwritten or not.
+
+    A damaged store passes, and so does a folder that is empty or holds a run's failures only.
+
+    Raises:
+        ConfigError: ``path`` is a file, cannot be looked into, or is a folder of other content.
+    """
+    try:
+        if not path.exists() or (path / "store.json").exists():
+            return
+        if path.is_dir() and {file.name for file in path.iterdir()} <= {"failures.csv"}:
+            return
+    except OSError as error:
+        raise output_error(path, error) from error
     raise ConfigError(f"{path}: exists and is not a SampleStore; choose another --out")
 
 

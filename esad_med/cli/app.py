@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="esad-med",
-    help="Screen pathology slides and triage chest X-rays with very few labelled anomalies."
+    help="Screen pathology slides and triage chest X-rays with very few labeled anomalies."
     " Research use only, not for diagnosis.",
     no_args_is_help=True,
     add_completion=False,
@@ -40,12 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments)
     except EsadError as error:
         fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        say("interrupted; complete results stand, half-written ones were removed")
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_ERROR)
+    except SystemExit as stop:  # typer makes this of Ctrl-C
+        if stop.code == EXIT_INTERRUPTED:
+            say("interrupted; complete results stand, half-written ones were removed")
+        raise
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        fail(f"{name}{error.strerror or error}; check the path, its permissions and the disk")
 
 
 def say(line: str) -> None:
@@ -66,16 +67,20 @@ def finish(
 ) -> None:
     """Print the result to stdout, as JSON or for people, and leave with 3 if cases were set aside.
 
+    A reader that stopped reading (``| head``) changes nothing: the results stand on disk.
+
     Args:
         summary: plain values for ``--json``.
         lines: the same for people.
         as_json: which of the two.
         set_aside: how many cases or tiles could not be used.
     """
-    if as_json:
-        print(json.dumps(summary, indent=2, ensure_ascii=False))
-    else:
-        for line in lines:
-            print(line)
+    text = json.dumps(summary, indent=2, allow_nan=False) if as_json else "\n".join(lines)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UnicodeEncodeError:  # a terminal that knows no µ
+        print(text.encode("ascii", "backslashreplace").decode(), flush=True)
     if set_aside:
         raise typer.Exit(EXIT_SET_ASIDE)

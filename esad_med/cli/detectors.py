@@ -24,7 +24,7 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a detector on unlabelled samples and a few labelled outliers."""
+    """Train a detector on unlabeled samples and a few labeled outliers."""
     from esad_med.base.config import load_config
     from esad_med.base.store import SampleStore
     from esad_med.cli.progress import ProgressBar

@@ -1,5 +1,6 @@
 """Options that several commands share, declared once."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,13 @@ Annotations = Annotated[
 def overrides(settings: list[str] | None, **flags: object) -> list[str]:
     """``--set`` strings of the flags that were given, then the user's own; the last one wins."""
     given = [
-        f"{key.replace('__', '.')}={value}" for key, value in flags.items() if value is not None
+        f"{key.replace('__', '.')}={_as_yaml(value)}"
+        for key, value in flags.items()
+        if value is not None
     ]
     return [*given, *(settings or [])]
+
+
+def _as_yaml(value: object) -> str:
+    """A text in quotes: a column may be called ``1``, ``no`` or ``a: b``."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)

@@ -59,8 +59,16 @@ def tile(
     from pipelines.tiling import plan_slides, tile_slides
 
     if protocol == "dpa":
-        _tile_cells(slides, cells or [], out, target, config, settings, overwrite, as_json)
+        grid_only = {"--annotations": annotations, "--mpp": mpp, "--size": size}
+        grid_only |= {"--stride": stride, "--min-tissue": min_tissue, "--dry-run": dry_run}
+        for name, value in {**grid_only, "--png": png, "--hdf5": hdf5}.items():
+            if value:
+                raise typer.BadParameter("does not apply to protocol dpa", param_hint=name)
+        flags = overrides(settings, stain__method=stain, slide_mpp=slide_mpp)
+        _tile_cells(slides, cells or [], out, target, config, flags, overwrite, as_json)
         return
+    if cells:
+        raise typer.BadParameter("needs --protocol dpa", param_hint="--cells")
     if protocol != "grid":
         raise typer.BadParameter(f"'{protocol}' is not one of grid, dpa", param_hint="--protocol")
     flags = overrides(
@@ -102,7 +110,7 @@ def _tile_cells(
     out: Path | None,
     target: Path | None,
     config: Path | None,
-    settings: list[str] | None,
+    settings: list[str],
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -113,7 +121,7 @@ def _tile_cells(
 
     if len(folders) != 1:
         raise typer.BadParameter("protocol dpa takes one folder, Camelyon16's", param_hint="SLIDES")
-    chosen = load_config(CellConfig, config, settings or [])
+    chosen = load_config(CellConfig, config, settings)
     with ProgressBar() as progress:
         summary = tile_cells(
             folders[0],

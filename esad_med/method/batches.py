@@ -88,7 +88,7 @@ class TrainingBatches:
     ) -> tuple[Tensor, Target]:
         """MONAI's hook: network input, and the target it is trained towards.
 
-        Normals aim at themselves, labelled outliers at x_tilde; both are augmented first.
+        Normals aim at themselves, labeled outliers at x_tilde; both are augmented first.
         """
         config, generator = self.config, self.generator
         x = self.transform(batch["samples"].to(device, non_blocking=non_blocking))

@@ -7,8 +7,8 @@ def model_card(contract: Contract, *, digest: str) -> str:
     """The card of a detector as Markdown: what it is for, was made of, and was measured at."""
     sections = [
         "# ESAD detector",
-        "Semi-supervised anomaly detection after ESAD (Huang et al., WACV 2022): it ranks samples"
-        " by how little they look like the normal samples it was trained on. A higher score is"
+        "Semi-supervised anomaly detection after ESAD (Huang et al., arXiv:2012.04905): it ranks"
+        " samples by how little they look like the normal samples it was trained on. A higher score is"
         " more anomalous.",
         "## Intended use\n\nResearch. Not a medical device, not for diagnosis. A score says where"
         " to look first; it is no probability of disease.",
@@ -46,8 +46,8 @@ def _training_rows(contract: Contract) -> list[tuple[str, object]]:
         ("preset", training.preset),
         ("seed", training.seed),
         ("members", contract.members),
-        ("normal or unlabelled samples", training.normals),
-        ("labelled outliers", training.outliers),
+        ("normal or unlabeled samples", training.normals),
+        ("labeled outliers", training.outliers),
         ("data (SHA-256)", f"`{training.data_digest}`"),
         ("versions", ", ".join(f"{k} {v}" for k, v in training.versions.items())),
     ]
@@ -55,12 +55,12 @@ def _training_rows(contract: Contract) -> list[tuple[str, object]]:
 
 def _score_text(contract: Contract) -> str:
     fusion, calibration = contract.fusion, contract.calibration
-    how = "learned from held-out labelled outliers" if fusion.learned else "fixed"
+    how = "learned from held-out labeled outliers" if fusion.learned else "fixed"
     unit = "as in Eq. 17" if fusion.mode == "sum" else "in standard deviations of held-out normals"
-    auc = "not measured (no labelled outliers were held out)"
+    auc = "not measured (no labeled outliers were held out)"
     if calibration.auc is not None:
         auc = (
-            f"{100 * calibration.auc:.1f} % ({calibration.outliers} labelled outliers; the weights"
+            f"{100 * calibration.auc:.1f} % ({calibration.outliers} labeled outliers; the weights"
             " and stopping may have been chosen on the same samples, so it is optimistic)"
         )
     return (

@@ -33,17 +33,17 @@ class DataConfig(Spec):
     """Which samples are trained on, and how they are put into batches."""
 
     labeled_ratio: float | None = Field(
-        None, ge=0, lt=1, description="γl = M / (unlabelled + M); None takes what is labelled."
+        None, ge=0, lt=1, description="γl = M / (unlabeled + M); None takes what is labeled."
     )
     labeled_count: int | None = Field(None, ge=0, description="M itself, instead of γl.")
-    pollution: float = Field(0.0, ge=0, lt=1, description="γp: anomalous share of the unlabelled.")
+    pollution: float = Field(0.0, ge=0, lt=1, description="γp: anomalous share of the unlabeled.")
     class_column: str | None = Field(None, description="Column of samples.csv that names classes.")
     labeled_classes: int | tuple[str, ...] | None = Field(
-        None, description="k_l: how many classes labelled outliers come from, or which."
+        None, description="k_l: how many classes labeled outliers come from, or which."
     )
     batch_size: int = Field(32, ge=2, description="Samples; with balanced batches the normals.")
     outliers_per_batch: int = Field(
-        8, ge=0, description="Labelled outliers beside them, with replacement; 0 draws all alike."
+        8, ge=0, description="Labeled outliers beside them, with replacement; 0 draws all alike."
     )
     validation: float = Field(
         0.2, gt=0, le=0.5, description="Share held out by patient or case; 1 / folds."

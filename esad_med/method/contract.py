@@ -69,8 +69,8 @@ class Calibration(Spec):
             scored only by members that were not trained on it.
         normals: how many held-out normals there were.
         held_out_by: what was kept whole when drawing them: patient, case, or sample.
-        auc: of the score for held-out labelled outliers against held-out normals, None without.
-        outliers: how many held-out labelled outliers there were.
+        auc: of the score for held-out labeled outliers against held-out normals, None without.
+        outliers: how many held-out labeled outliers there were.
     """
 
     quantiles: tuple[float, ...] = Field(min_length=2)

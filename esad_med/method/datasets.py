@@ -25,7 +25,7 @@ class TrainingSet:
 
     Attributes:
         normals: rows taken as normal (y = +1), pollution among them, (N,).
-        outliers: rows of labelled outliers (y = -1), (M,).
+        outliers: rows of labeled outliers (y = -1), (M,).
         validation: rows of the split "val", normals and outliers; empty where there is none.
         groups: what may not be torn apart, a key per row of the store.
         held_out_by: "patient", "case" or "sample".
@@ -49,22 +49,22 @@ class Fold:
 
 
 def labeled_outlier_count(unlabeled: int, gamma_l: float) -> int:
-    """M for γl = M / (unlabelled + M), rounded down: 6000 at .05 gives 315."""
+    """M for γl = M / (unlabeled + M), rounded down: 6000 at .05 gives 315."""
     return math.floor(gamma_l * unlabeled / (1 - gamma_l) + 1e-9)
 
 
 def pollution_count(normals: int, gamma_p: float) -> int:
-    """Anomalies hidden among the unlabelled, for γp = P / (normals + P), rounded down."""
+    """Anomalies hidden among the unlabeled, for γp = P / (normals + P), rounded down."""
     return math.floor(gamma_p * normals / (1 - gamma_p) + 1e-9)
 
 
 def choose_training_set(store: SampleStore, config: DataConfig, *, seed: int) -> TrainingSet:
-    """Choose unlabelled samples and labelled outliers among the training rows of a store.
+    """Choose unlabeled samples and labeled outliers among the training rows of a store.
 
     Rows of split "train" are used, or those without a split where no row says "train"; never
-    "test". Without γl, M, γp: semi_label -1 are the labelled outliers, the others unlabelled. With
+    "test". Without γl, M, γp: semi_label -1 are the labeled outliers, the others unlabeled. With
     any of them, both are drawn from all rows known as anomalous (semi_label -1 or truth 1), which
-    are otherwise left out; no sample is both pollution and labelled.
+    are otherwise left out; no sample is both pollution and labeled.
 
     Raises:
         CaseError: no training rows, too few normals, too few anomalies for what was asked.
@@ -83,7 +83,7 @@ def choose_training_set(store: SampleStore, config: DataConfig, *, seed: int) ->
         outliers = _of_classes(rows, outliers, config, np.random.default_rng([seed, 1]))
     if len(normals) < MIN_NORMALS:
         raise CaseError(
-            f"{store.path}: {len(normals)} normal or unlabelled training samples, expected at least"
+            f"{store.path}: {len(normals)} normal or unlabeled training samples, expected at least"
             f" {MIN_NORMALS}; check the columns 'split' and 'semi_label' of samples.csv"
         )
     groups, held_out_by = _groups(rows)
@@ -97,8 +97,8 @@ def split_folds(
     """Divide a training set into parts held out in turn; a patient or case is never torn apart.
 
     Rows of split "val", where there are any, are what every fold holds out. Otherwise groups are
-    dealt to round(1 / validation) parts, fewer where there are fewer groups, those with labelled
-    outliers first, so that each part holds some. A group that alone holds labelled outliers is
+    dealt to round(1 / validation) parts, fewer where there are fewer groups, those with labeled
+    outliers first, so that each part holds some. A group that alone holds labeled outliers is
     always trained on. Where all normals are of one group, samples are dealt instead, and the
     log says so.
 
@@ -146,7 +146,7 @@ def _draw(
     config: DataConfig,
     seed: int,
 ) -> tuple[Indices, Indices]:
-    """Pollution first, then labelled outliers of the chosen classes from what is left."""
+    """Pollution first, then labeled outliers of the chosen classes from what is left."""
     rng = np.random.default_rng([seed, 1])
     normals, pool = np.flatnonzero(normal), rng.permutation(np.flatnonzero(anomalous))
     hidden = _take(pool, pollution_count(len(normals), config.pollution), "pollution")
@@ -159,7 +159,7 @@ def _draw(
     else:
         labeled = np.asarray(rows["semi_label"].iloc[left] == -1, dtype=bool)
         return unlabeled, np.sort(left[labeled])
-    return unlabeled, np.sort(_take(left, count, "labelled outliers"))
+    return unlabeled, np.sort(_take(left, count, "labeled outliers"))
 
 
 def _take(pool: Indices, count: int, what: str) -> Indices:
@@ -174,7 +174,7 @@ def _take(pool: Indices, count: int, what: str) -> Indices:
 def _of_classes(
     rows: pd.DataFrame, pool: Indices, config: DataConfig, rng: np.random.Generator
 ) -> Indices:
-    """Only the pool's rows of the k_l classes that labelled outliers come from."""
+    """Only the pool's rows of the k_l classes that labeled outliers come from."""
     if config.labeled_classes is None or config.class_column is None:
         return pool
     if config.class_column not in rows:
@@ -218,7 +218,7 @@ def _deal(groups: npt.NDArray[Any], chosen: TrainingSet, parts: int, seed: int) 
     part = np.full(len(names), -1)
     marked, plain = np.flatnonzero(outliers), np.flatnonzero((outliers == 0) & (normals > 0))
     if len(marked) == 1:
-        marked = marked[:0]  # the only source of labelled outliers stays in training
+        marked = marked[:0]  # the only source of labeled outliers stays in training
     parts = min(parts, max(1, int((normals[np.concatenate([marked, plain])] > 0).sum())))
     rng = np.random.default_rng([seed, 2])
     held = np.zeros((2, parts), np.int64)

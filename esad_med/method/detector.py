@@ -165,7 +165,7 @@ class Detector:
             "members": contract.members,
             "parameters": sum(p.numel() for p in self._networks[0].parameters()),
             "normals": contract.training.normals,
-            "labelled outliers": contract.training.outliers,
+            "labeled outliers": contract.training.outliers,
             "held-out normals": contract.calibration.normals,
             "held out by": contract.calibration.held_out_by,
             "held-out AUC": contract.calibration.auc,

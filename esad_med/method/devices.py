@@ -9,8 +9,10 @@ def choose_device(name: str) -> torch.device:
     """The device of a setting: auto is CUDA where there is one.
 
     Raises:
-        ConfigError: CUDA was asked for and there is none.
+        ConfigError: another name than auto, cpu or cuda; CUDA was asked for and there is none.
     """
+    if name not in {"auto", "cpu", "cuda"}:
+        raise ConfigError(f"device {name!r} is unknown; expected auto, cpu or cuda")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():

@@ -38,10 +38,10 @@ class FusionConfig(Spec):
         0.8, ge=0, le=1, description="Share of the norm term; the default that learning starts from"
     )
     learn_weight: bool = Field(
-        True, description="Learn the share from held-out normals and held-out labelled outliers."
+        True, description="Learn the share from held-out normals and held-out labeled outliers."
     )
     min_outliers: int = Field(
-        10, ge=1, description="Fewer held-out labelled outliers than this: the default stays."
+        10, ge=1, description="Fewer held-out labeled outliers than this: the default stays."
     )
     shrinkage: float = Field(
         10.0, ge=0, description="How many outliers the default share is worth against the learned."
@@ -65,7 +65,7 @@ class Fusion(Spec):
         members: statistics per member; empty for ``sum``.
         reconstruction_weight: factor on the reported reconstruction term.
         norm_weight: factor on the reported norm term.
-        learned: whether the weights were learned from held-out labelled outliers.
+        learned: whether the weights were learned from held-out labeled outliers.
     """
 
     mode: Literal["sum", "standardized"]
@@ -133,14 +133,14 @@ def learn_norm_weight(
 ) -> float | None:
     """The norm term's share in [0, 1] that separates held-out outliers best, shrunk to the default.
 
-    Every share of a grid is judged by the AUC of held-out labelled outliers against held-out
+    Every share of a grid is judged by the AUC of held-out labeled outliers against held-out
     normals, each scored by members that were not trained on it. The mean of the best shares is
     averaged with the default, which counts as ``shrinkage`` outliers. Test labels play no part.
 
     Args:
         reconstruction: standardized term, (n,).
         norm: standardized term, (n,).
-        outlier: which samples are labelled outliers, (n,).
+        outlier: which samples are labeled outliers, (n,).
         config: the default share, the least number of outliers, the shrinkage.
 
     Returns:

@@ -33,7 +33,7 @@ class Target(NamedTuple):
     """What the output of a batch is held against.
 
     Attributes:
-        x: the input for normals, x_tilde for labelled outliers; the shape of the input.
+        x: the input for normals, x_tilde for labeled outliers; the shape of the input.
         y: semi-label, (n,), +1 or -1.
     """
 
@@ -58,13 +58,13 @@ def _group_mean(values: Tensor, members: Tensor) -> Tensor:
 def reconstruction_loss(
     x_hat: Tensor, target: Tensor, y: Tensor, *, reduction: Reduction = "mean"
 ) -> Tensor:
-    """Mutual-information term (Eq. 9): rebuild normals, rebuild labelled outliers wrongly.
+    """Mutual-information term (Eq. 9): rebuild normals, rebuild labeled outliers wrongly.
 
-    The mean over the batch's normals plus the mean over its labelled outliers.
+    The mean over the batch's normals plus the mean over its labeled outliers.
 
     Args:
         x_hat: reconstruction, (n, ...).
-        target: x for normals, x_tilde for labelled outliers, (n, ...).
+        target: x for normals, x_tilde for labeled outliers, (n, ...).
         y: semi-label, (n,), +1 or -1.
         reduction: over the elements of a sample; sum is the paper's and diverges.
     """
@@ -84,7 +84,7 @@ def norm_loss(
     outlier_weight: float = 1.0,
     margin: float | None = None,
 ) -> Tensor:
-    """Entropy term (Eq. 14): pull normals to the origin, push labelled outliers away.
+    """Entropy term (Eq. 14): pull normals to the origin, push labeled outliers away.
 
     Args:
         z_hat: second latent, (n, d); maps are flattened per sample.

@@ -244,7 +244,7 @@ def _private_randomness(device: torch.device) -> Iterator[None]:
 def _describe(chosen: TrainingSet, folds: list[Fold], config: TrainConfig) -> str:
     held = len(folds[0].held_normals)
     return (
-        f"{len(chosen.normals)} normal or unlabelled samples and {len(chosen.outliers)} labelled"
+        f"{len(chosen.normals)} normal or unlabeled samples and {len(chosen.outliers)} labeled"
         f" outliers; {config.members} member(s), about {held} normals held out by"
         f" {held_out_by(chosen, folds)} for each"
     )

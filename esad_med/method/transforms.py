@@ -1,4 +1,4 @@
-"""From stored samples to network input; x_tilde of labelled outliers; augmentation of a batch."""
+"""From stored samples to network input; x_tilde of labeled outliers; augmentation of a batch."""
 
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ VIEWS = 8
 
 
 class WrongTargetSpec(Spec):
-    """x_tilde, the wrong target of labelled outliers (paper, section 3.3)."""
+    """x_tilde, the wrong target of labeled outliers (paper, section 3.3)."""
 
     noise: float = Field(0.1, gt=0, description="σ of the Gaussian noise; it keeps x_tilde ≠ x.")
     draw: Literal["fresh", "fixed"] = Field(
-        "fresh", description="Drawn anew each time, or once for each labelled outlier."
+        "fresh", description="Drawn anew each time, or once for each labeled outlier."
     )
 
 
@@ -34,7 +34,7 @@ class AugmentSpec(Spec):
     color: float = Field(0.0, ge=0, description="σ of one shift per picture and channel.")
     erase: float = Field(0.0, ge=0, lt=1, description="Side of a blanked square, share of the side")
     mixup: float = Field(
-        0.0, ge=0, le=1, description="Blend labelled outliers pairwise, by up to half of this."
+        0.0, ge=0, le=1, description="Blend labeled outliers pairwise, by up to half of this."
     )
 
 
@@ -124,7 +124,7 @@ def mix(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def wrong_target(x: Tensor, *, noise: float, generator: torch.Generator) -> Tensor:
-    """x_tilde of labelled outliers: a wrong version of each sample, never the sample itself.
+    """x_tilde of labeled outliers: a wrong version of each sample, never the sample itself.
 
     Pictures are turned by 90, 180 or 270 degrees (180 where they are not square), the dimensions
     of vectors are permuted; Gaussian noise is added to both.

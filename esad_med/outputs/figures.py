@@ -112,7 +112,7 @@ def write_histogram(
 def histogram_svg(
     scores: npt.ArrayLike, *, marks: Mapping[str, float], xlabel: str = "tile score"
 ) -> bytes:
-    """The histogram of one slide's tiles as an SVG picture, with labelled vertical lines."""
+    """The histogram of one slide's tiles as an SVG picture, with labeled vertical lines."""
     with mpl.rc_context(_STYLE):
         figure = new_figure(9.0, 2.6)
         axes = figure.add_axes((0.065, 0.17, 0.925, 0.64))

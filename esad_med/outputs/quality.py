@@ -39,7 +39,7 @@ def write_tiling_picture(
         downsample: level-0 pixels per thumbnail pixel.
         xy_level0: (n, 2) top-left corners of the tiles in level-0 pixels.
         edge_level0: edge of a tile in level-0 pixels.
-        tumor: (n,) True where a tile counts as tumour; None where nothing is annotated.
+        tumor: (n,) True where a tile counts as tumor; None where nothing is annotated.
         title: such as the case id.
         caption: a line of facts below, such as resolution and settings.
 
@@ -122,7 +122,7 @@ def _draw_tiles(
     downsample: float,
     edge_level0: float,
 ) -> Bytes:
-    """Draw each tile's box, tumour last so that no neighbor covers it."""
+    """Draw each tile's box, tumor last so that no neighbor covers it."""
     image = Image.fromarray(_enlarge(thumbnail)).convert("RGBA")
     overlay = Image.new("RGBA", image.size, (0, 0, 0, 0))
     pen = ImageDraw.Draw(overlay)

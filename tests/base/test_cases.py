@@ -35,7 +35,7 @@ def test_a_full_manifest_is_read(folder):
     ("text", "message"),
     [
         ("case_id\ns1\n", "column 'path' is missing"),
-        ("path,colour\na.tif,red\n", "unknown column 'colour'"),
+        ("path,color\na.tif,red\n", "unknown column 'color'"),
         ("path\n", "no rows"),
         ("", "not a CSV table"),
         ("path\nc.tif\n", "'c.tif' does not exist"),

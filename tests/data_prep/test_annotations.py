@@ -267,8 +267,8 @@ def test_all_55_published_tumor_tiles_have_their_centre_inside(data_root):
         annotation = read_annotation(path, slide_size=CAMELYON)
         found = re.findall(rf"tumor_{number}_tumor_x_(\d+)_y_(\d+)_w_768_h_768", names)
         corners = np.array(found, int)[:, ::-1]  # the field called x is the row
-        centres = shapely.points(corners + 384)
-        assert shapely.contains(annotation.tumor, centres).all()
+        centers = shapely.points(corners + 384)
+        assert shapely.contains(annotation.tumor, centers).all()
         share = tumor_fraction(annotation, corners, 768.0)
         np.testing.assert_allclose(share, paint(path, corners, 768), atol=2e-3)
         assert share.min() > 0.93
@@ -277,7 +277,7 @@ def test_all_55_published_tumor_tiles_have_their_centre_inside(data_root):
 
 
 def paint(path: Path, corners: np.ndarray, edge: int) -> list[float]:
-    """The share of tumour in tiles at full resolution, painted with Pillow."""
+    """The share of tumor in tiles at full resolution, painted with Pillow."""
     content = json.loads(path.read_text())
     shares = []
     for corner in corners:
@@ -358,7 +358,7 @@ def test_groups_that_are_not_known_are_listed(tmp_path):
     with pytest.raises(CaseError, match=r"unknown groups only \(Fat, Stroma\).*tumor"):
         read_annotation(path, slide_size=SLIDE)
     path = write_asap(tmp_path / "b.xml", ("_2", SQUARE))
-    with pytest.raises(CaseError, match="exclusions without a tumour polygon"):
+    with pytest.raises(CaseError, match="exclusions without a tumor polygon"):
         read_annotation(path, slide_size=SLIDE)
 
 
@@ -374,7 +374,7 @@ def test_an_annotation_of_another_slide_is_refused(data_root):
 def test_masks_that_are_ambiguous_or_of_another_slide(tmp_path):
     rng = np.random.default_rng(0)
     for name, pixels, words in (
-        ("grey", np.array([[0, 1], [2, 1]] * 40, np.uint8).repeat(50, 1), "values 0, 1, 2"),
+        ("gray", np.array([[0, 1], [2, 1]] * 40, np.uint8).repeat(50, 1), "values 0, 1, 2"),
         ("ones", np.array([[1, 2]] * 80, np.uint8).repeat(50, 1), "values 1, 2"),
         ("color", rng.integers(0, 2, (80, 100, 3), dtype=np.uint8), "colored picture"),
         ("square", np.ones((90, 90), np.uint8), "90x90, the slide 1000x800.*another slide"),

@@ -59,8 +59,8 @@ def test_mpp_is_the_mean_of_both_axes_unless_given(make_slide):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mpp": None}, ["no microns-per-pixel", "--mpp", "manifest"]),
-        ({"mpp": 25400 / 72}, ["352.8", "72 dpi", "--mpp"]),
+        ({"mpp": None}, ["no microns-per-pixel", "--slide-mpp", "manifest"]),
+        ({"mpp": 25400 / 72}, ["352.8", "72 dpi", "--slide-mpp"]),
         ({"mpp": 0.001}, ["0.001", "expected 0.05 to 20"]),
         ({"mpp": (0.25, 0.30)}, ["0.25", "0.3", "in y"]),
     ],

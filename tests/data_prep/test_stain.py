@@ -97,7 +97,7 @@ def test_reinhard_meets_the_mean_of_the_target_on_tissue() -> None:
         (np.zeros((200, 200, 3), np.uint8), "degenerate"),
         (np.repeat(stained(7, edge=200)[..., :1], 3, axis=2), "degenerate"),
     ],
-    ids=["white", "one color", "black", "grey"],
+    ids=["white", "one color", "black", "gray"],
 )
 def test_pictures_without_two_stains_are_refused(
     method: str, picture: np.ndarray, message: str
@@ -108,7 +108,7 @@ def test_pictures_without_two_stains_are_refused(
 
 def test_one_color_is_refused_by_reinhard_too() -> None:
     picture = np.full((200, 200, 3), (120, 60, 140), np.uint8)
-    with pytest.raises(SlideError, match="one colour"):
+    with pytest.raises(SlideError, match="one color"):
         fit_stain([picture], StainSpec(method="reinhard"), name="s")
 
 

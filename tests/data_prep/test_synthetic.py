@@ -27,7 +27,7 @@ from esad_med.base.store import SampleStore, write_store
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
-    """30 normal and 10 tumour tiles; tumour tiles hold more hematoxylin."""
+    """30 normal and 10 tumor tiles; tumor tiles hold more hematoxylin."""
     rng = np.random.default_rng(0)
     truth = np.repeat([0, 1], [30, 10])
     codes = rng.exponential(0.5, (40, 16, 16, 2)) * (rng.random((40, 16, 16, 2)) < 0.8)
@@ -49,7 +49,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SampleStore:
 
 
 def read_polygons(path: Path) -> tuple[shapely.Geometry, shapely.Geometry]:
-    """Tumour and excluded area of an ASAP XML, read without our own reader."""
+    """Tumor and excluded area of an ASAP XML, read without our own reader."""
     groups: dict[str, list[shapely.Polygon]] = {"Tumor": [], "_2": []}
     for item in ElementTree.parse(path).getroot().iter("Annotation"):
         points = [(float(c.get("X")), float(c.get("Y"))) for c in item.iter("Coordinate")]
@@ -58,7 +58,7 @@ def read_polygons(path: Path) -> tuple[shapely.Geometry, shapely.Geometry]:
 
 
 def color_difference(cases: list[Case]) -> float:
-    """How far the mean tissue colors of the first two slides lie apart, in grey levels."""
+    """How far the mean tissue colors of the first two slides lie apart, in gray levels."""
     colors = []
     for case in cases[:2]:
         with openslide.OpenSlide(case.path) as slide:
@@ -164,7 +164,7 @@ def test_composed_slides_hold_the_tiles_the_annotations_and_the_manifest(
         tissue = means < 235
         assert tissue.sum() == 60
         assert 0.08 <= inside.sum() / 60 <= 0.3
-        assert means[inside].max() < means[tissue & ~inside].min()  # tumour tiles are the dark ones
+        assert means[inside].max() < means[tissue & ~inside].min()  # tumor tiles are the dark ones
 
 
 def test_equal_seeds_give_equal_bytes_and_looks_differ(store: SampleStore, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_only_the_rows_given_are_used(store: SampleStore, tmp_path: Path) -> Non
 
 def test_stores_without_what_is_needed_are_refused(store: SampleStore, tmp_path: Path) -> None:
     options = {"normal_slides": 1, "tumor_slides": 1, "seed": 0}
-    with pytest.raises(StoreError, match="no tumour tiles"):
+    with pytest.raises(StoreError, match="no tumor tiles"):
         compose_from_store(store, tmp_path, rows=np.arange(30), **options)
     with pytest.raises(StoreError, match="no normal tiles"):
         compose_from_store(store, tmp_path, rows=np.arange(30, 40), **options)
@@ -204,7 +204,7 @@ def test_stores_without_what_is_needed_are_refused(store: SampleStore, tmp_path:
     plain = write_store(tmp_path / "no_mpp", np.asarray(store.samples[:2]), rows, contract)
     with pytest.raises(StoreError, match="no mpp"):
         compose_from_store(plain, tmp_path, normal_slides=1, tumor_slides=0, seed=0)
-    grey = np.zeros((2, 32, 32, 1), np.uint8)
-    grey_store = write_store(tmp_path / "grey", grey, rows, contract)
+    gray = np.zeros((2, 32, 32, 1), np.uint8)
+    gray_store = write_store(tmp_path / "gray", gray, rows, contract)
     with pytest.raises(StoreError, match="RGB"):
-        compose_from_store(grey_store, tmp_path, normal_slides=1, tumor_slides=0, seed=0)
+        compose_from_store(gray_store, tmp_path, normal_slides=1, tumor_slides=0, seed=0)

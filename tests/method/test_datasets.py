@@ -41,7 +41,7 @@ def test_counts_are_the_largest_that_keep_the_ratio(n: int, gamma: float) -> Non
 
 
 def test_without_ratios_the_semi_labels_decide(vector_store: MakeStore) -> None:
-    truth = np.r_[np.zeros(55), np.ones(17)].astype(int)  # five hidden among the unlabelled
+    truth = np.r_[np.zeros(55), np.ones(17)].astype(int)  # five hidden among the unlabeled
     chosen = choose_training_set(vector_store(truth=truth), DataConfig(), seed=0)
     assert chosen.normals.tolist() == list(range(60))
     assert chosen.outliers.tolist() == list(range(60, 72))
@@ -52,7 +52,7 @@ def test_labelled_and_pollution_never_meet(vector_store: MakeStore) -> None:
     config = DataConfig(labeled_ratio=0.2, pollution=0.1)
     chosen = choose_training_set(store, config, seed=1)
     hidden = chosen.normals[chosen.normals >= 60]
-    assert len(hidden) == 6  # of 66 unlabelled
+    assert len(hidden) == 6  # of 66 unlabeled
     assert len(chosen.outliers) == 16  # .2 * 66 / .8 = 16.5
     assert not set(hidden) & set(chosen.outliers)
     assert set(range(60)) <= set(chosen.normals)
@@ -90,7 +90,7 @@ def test_test_rows_are_never_touched(vector_store: MakeStore) -> None:
 
 
 def test_too_few_samples_are_refused(vector_store: MakeStore) -> None:
-    with pytest.raises(CaseError, match="9 normal or unlabelled"):
+    with pytest.raises(CaseError, match="9 normal or unlabeled"):
         choose_training_set(vector_store(normals=9), DataConfig(), seed=0)
     with pytest.raises(CaseError, match="13 anomalous training samples are needed, found 12"):
         choose_training_set(vector_store(), DataConfig(labeled_count=13), seed=0)
