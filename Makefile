@@ -26,6 +26,9 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch
 	$(PIP) -c constraints.txt -e '.[reference,dev]'
+# staintools asks for opencv-python, which needs a desktop's libGL; the headless build does not.
+	$(BIN)/python -m pip uninstall -q -y opencv-python
+	$(PIP) -c constraints.txt --no-deps opencv-python-headless
 	touch $(READY)
 
 clean:

@@ -28,7 +28,7 @@ from data_prep.tiles import TileSpec
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError, EsadError
 from esad_med.base.runs import Failure, Progress, Say, ensure_folder, no_progress, write_failures
-from esad_med.base.store import StoreWriter, open_if_store
+from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
 from pipelines.pathology import PathologyConfig, preparation
 
 _DOWNSAMPLE = 4  # of the cells' pixels at 10x over level 0
@@ -100,6 +100,7 @@ def tile_cells(
         ConfigError: ``out`` holds a store already or cannot be written.
     """
     cells = _read_lists(lists)
+    refuse_other_folder(out)
     if not overwrite and open_if_store(out) is not None:
         raise ConfigError(f"{out}: a store exists; choose another --out, or pass --overwrite")
 
@@ -130,7 +131,8 @@ def tile_cells(
             write_failures(writer.folder / "failures.csv", summary.failures)
             summary.samples = writer.count
     except CaseError:
-        write_failures(ensure_folder(out) / "failures.csv", summary.failures)
+        if not (out / "store.json").exists():  # an older store keeps its own
+            write_failures(ensure_folder(out) / "failures.csv", summary.failures)
         raise
     return summary
 

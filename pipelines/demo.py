@@ -68,6 +68,7 @@ def run_demo(out: Path, *, seed: int = 0, say: Say, progress: Progress = no_prog
         say: receives a line per step and slide.
         progress: called while tiles are read and networks trained.
     """
+    settings = build_spec(TrainConfig, {**_TRAINING, "seed": seed}, source="the demo")
     say(COMPOSED)
     say("composing slides")
     cases = compose_demo_slides(out / "slides", seed=seed)
@@ -79,7 +80,6 @@ def run_demo(out: Path, *, seed: int = 0, say: Say, progress: Progress = no_prog
     store = tile_training_slides(training, out / "store", config, say=say, progress=progress)
 
     say("training a narrow detector")
-    settings = build_spec(TrainConfig, {**_TRAINING, "seed": seed}, source="the demo")
     detector = train(store, settings, out / "detector", overwrite=True, progress=progress)
 
     say("screening the held-out slides")

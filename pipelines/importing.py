@@ -1,5 +1,7 @@
 """`esad-med import`: a folder of tile pictures and a table become a SampleStore."""
 
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,11 +19,16 @@ from esad_med.base.cases import SPLITS, check_patients, read_table
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ImageError
 from esad_med.base.runs import Failure, Progress, no_progress, write_failures
-from esad_med.base.store import StoreWriter, open_if_store
+from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
 from pipelines.pathology import PathologyConfig, preparation
 
 _LABELS = {"0": 0, "normal": 0, "1": 1, "tumor": 1, "tumour": 1, "anomalous": 1, "": None}
 _BATCH = 256
+_DECODING_ERRORS = (  # what Pillow is known to raise on damaged pictures
+    *(OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(EOFError, struct.error, zlib.error, Image.DecompressionBombError),
+    Image.DecompressionBombWarning,
+)
 
 
 class ColumnSpec(Spec):
@@ -39,7 +46,7 @@ class ImportConfig(Spec):
     """How pictures become samples."""
 
     columns: ColumnSpec = ColumnSpec()
-    size_px: int = Field(64, gt=0, description="Edge of the central crop, in pixels.")
+    size_px: int = Field(64, ge=8, le=4096, description="Edge of the central crop, in pixels.")
     mpp: float = Field(1.0, gt=0, description="Resolution of the pictures, µm per pixel.")
     stain: StainSpec = StainSpec()
     stain_by: Literal["group", "set"] = Field(
@@ -86,13 +93,20 @@ def import_tiles(
         ConfigError: ``out`` exists already or cannot be written.
         SlideError: the stain of a group cannot be told apart.
     """
+    if not folder.is_dir():
+        raise CaseError(f"{folder}: no such folder; expected the one the table's paths start from")
     rows = _read_rows(table, config.columns)
+    refuse_other_folder(out)
     if not overwrite and open_if_store(out) is not None:
         raise ConfigError(f"{out}: a store exists; choose another --out, or pass --overwrite")
     summary = ImportSummary(out)
     rows, crops = _read_crops(folder, rows, config.size_px, summary, progress)
     if rows.empty:
-        raise CaseError(f"{folder}: none of the {len(summary.failures)} listed pictures was read")
+        first = summary.failures[0]
+        raise CaseError(
+            f"{folder}: none of the {len(summary.failures)} listed pictures could be used; the"
+            f" first: {first.message}"
+        )
     stains = _fit_stains(crops, rows, config)
     keys = rows["case_id"] if config.stain_by == "group" else pd.Series("", index=rows.index)
     tiles = TileSpec(mpp=config.mpp, size_px=config.size_px, stride_px=config.size_px)
@@ -204,8 +218,9 @@ def read_crop(path: Path, size_px: int) -> npt.NDArray[np.uint8]:
             return np.asarray(image.convert("RGB").crop((left, top, left + size_px, top + size_px)))
     except UnidentifiedImageError as error:
         raise ImageError(f"{path.name}: not a picture that Pillow knows") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path.name}: cannot be read ({error})") from error
+    except _DECODING_ERRORS as error:
+        reason = str(error).replace(str(path), path.name)
+        raise ImageError(f"{path.name}: cannot be read ({reason})") from error
 
 
 def _fit_stains(

@@ -1,5 +1,6 @@
 """What tiling and screening share: the config, which slides, and a slide's tiles made ready."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from data_prep.tiles import TileBatch, TileGrid, TileSpec, plan_tiles, read_tile
 from data_prep.tissue import TissueMask, TissueSpec, find_tissue
 from esad_med.base.cases import Case, check_cases, read_manifest
 from esad_med.base.config import Spec, build_spec
-from esad_med.base.errors import CaseError, SlideError
+from esad_med.base.errors import CaseError, ConfigError, SlideError
 from esad_med.base.runs import Failure
 
 _MAX_LOST_IN_A_ROW = 500
@@ -76,6 +77,7 @@ def find_cases(paths: Sequence[Path], *, mpp: float | None, annotations: Path | 
     if annotations is not None and not annotations.is_dir():
         raise CaseError(f"{annotations}: no such folder of annotations")
     files = [file for path in paths for file in _slide_files(path)]
+    _refuse_unwritable_names(files)
     cases = [
         Case(
             case_id=file.stem,
@@ -185,7 +187,10 @@ def config_of(prepared: Mapping[str, Any]) -> tuple[PathologyConfig, StainTarget
     values = {k: v for k, v in prepared.items() if k not in {"stain_target", "protocol"}}
     config = build_spec(PathologyConfig, values, source="the detector's preparation")
     target = prepared.get("stain_target")
-    return config, DEFAULT_TARGET if target is None else StainTarget.from_dict(target)
+    try:
+        return config, DEFAULT_TARGET if target is None else StainTarget.from_dict(target)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the detector's preparation: no stain target ({error})") from error
 
 
 def load_target(path: Path | None, spec: StainSpec) -> StainTarget:
@@ -200,9 +205,19 @@ def _slide_files(path: Path) -> list[Path]:
             known = ", ".join(sorted(SLIDE_SUFFIXES))
             raise CaseError(f"{path}: no slides in this folder; expected files with {known}")
         return files
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - unlike Path.exists, False for any odd name
         raise CaseError(f"{path}: no such file or folder")
     return [path]
+
+
+def _refuse_unwritable_names(files: Sequence[Path]) -> None:
+    """Names go into CSV and JSON, which are UTF-8."""
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            shown = str(file).encode(errors="backslashreplace").decode()
+            raise CaseError(f"{shown}: the name is not UTF-8; rename the file or folder") from None
 
 
 def _ignore_tile(index: int, error: SlideError) -> None:

@@ -1,5 +1,6 @@
 """`esad-med score` and `esad-med evaluate`: scores of a store, and what they are worth."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,22 @@ import pandas as pd
 
 from esad_med.assess.evaluation import By, Evaluation, evaluate, roc_curve
 from esad_med.base.cases import read_table
-from esad_med.base.errors import CaseError
-from esad_med.base.runs import Progress, atomic_file, ensure_folder, no_progress, write_json
+from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.runs import (
+    Progress,
+    atomic_file,
+    ensure_folder,
+    no_progress,
+    read_json,
+    write_json,
+)
 from esad_med.base.store import SampleStore
 from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
 from esad_med.outputs.figures import write_histogram, write_roc
 
 _BATCH = 256
+_RESULT = "evaluation.json"
 _SPLITS = ("train", "val", "test")
 
 
@@ -39,8 +48,10 @@ def score_store(
     Raises:
         ModelError: the store does not fit the detector's contract.
         CaseError: the store has no sample of that split.
+        ConfigError: ``out`` is something else than a table of scores, or cannot be written.
     """
     detector.check_store(store)
+    _refuse_other_file(out)
     chosen = np.arange(len(store))
     if split is not None:
         if split not in _SPLITS:
@@ -60,10 +71,22 @@ def score_store(
     table["percentile"] = detector.percentile(scores.score).round(2)
     table["reconstruction"] = scores.reconstruction
     table["norm"] = scores.norm
-    ensure_folder(out.parent)
     with atomic_file(out) as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
     return table
+
+
+def _refuse_other_file(out: Path) -> None:
+    """Scores replace scores, nothing else: not a manifest, nor the store's own table."""
+    if not out.exists():
+        ensure_folder(out.parent)
+        return
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder, expected the name of a CSV; choose another --out")
+    with out.open("rb") as file:
+        header = file.readline(10_000)
+    if b",score,percentile," not in header:
+        raise ConfigError(f"{out}: exists and is no table of scores; choose another --out")
 
 
 def evaluate_scores(path: Path, out: Path | None, *, by: By, group: str | None) -> Evaluation:
@@ -78,6 +101,8 @@ def evaluate_scores(path: Path, out: Path | None, *, by: By, group: str | None) 
     Raises:
         CaseError: columns or one of the two classes are missing.
     """
+    if out is not None and (out / "slides.csv").exists() and not (out / _RESULT).exists():
+        raise ConfigError(f"{out}: holds a slides.csv of another command; choose another --out")
     table = read_scores(path)
     named = table[table["case_id"] != ""]
     slide_scores = {
@@ -91,7 +116,7 @@ def evaluate_scores(path: Path, out: Path | None, *, by: By, group: str | None) 
 
 
 def _write_evaluation(out: Path, result: Evaluation, table: pd.DataFrame) -> None:
-    write_json(out / "evaluation.json", result.to_dict())
+    write_json(out / _RESULT, result.to_dict())
     for name, rows in (("slides", result.slides), ("groups", result.groups)):
         if rows is not None and len(rows):
             with atomic_file(out / f"{name}.csv") as temporary:
@@ -120,10 +145,11 @@ def read_scores(path: Path) -> pd.DataFrame:
         CaseError: not a table of scores.
     """
     if path.is_dir():
-        parts = [read_table(file) for file in sorted(path.glob("*/scores.csv"))]
-        if not parts:
+        files = sorted(path.glob("*/scores.csv"))
+        if not files:
             raise CaseError(f"{path}: no CASE/scores.csv inside; expected a folder of `screen`")
-        table = pd.concat(parts, ignore_index=True)
+        _refuse_mixed_detectors(path, files)
+        table = pd.concat([read_table(file) for file in files], ignore_index=True)
     else:
         table = read_table(path)
     if "slide_score" in table and "score" not in table:  # slides.csv of `screen`
@@ -140,9 +166,24 @@ def read_scores(path: Path) -> pd.DataFrame:
     for name in ("score", "reconstruction", "norm", "truth"):
         if name in table:
             try:
-                table[name] = pd.to_numeric(table[name].replace("", None))
+                known = ~table[name].str.lower().isin(["", "nan"])
+                table[name] = pd.to_numeric(table[name].where(known, None))
             except ValueError as error:
                 raise CaseError(f"{path}: column '{name}' holds no numbers ({error})") from error
     if not table["truth"].dropna().isin([0, 1]).all():
         raise CaseError(f"{path}: truth must be 0, 1 or empty")
     return table.astype({"truth": "Int8"})
+
+
+def _refuse_mixed_detectors(path: Path, files: Sequence[Path]) -> None:
+    """Scores of two detectors cannot be compared; a folder screened twice may hold both."""
+    found: dict[str, str] = {}
+    for file in files:
+        result = read_json(file.with_name("slide.json"), CaseError)
+        detector = str((result.get("provenance") or {}).get("Detector", ""))
+        found.setdefault(detector, file.parent.name)
+    if len(found) > 1:
+        raise CaseError(
+            f"{path}: {' and '.join(list(found.values())[:2])} were scored by different detectors,"
+            " expected one; screen all slides with one detector, or evaluate one CASE/scores.csv"
+        )

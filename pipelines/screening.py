@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from data_prep.tiles import TileGrid, read_tiles
 from data_prep.tissue import TissueMask
 from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml, load_config
-from esad_med.base.errors import ConfigError, EsadError, ModelError
+from esad_med.base.errors import CaseError, ConfigError, EsadError, ModelError
 from esad_med.base.runs import (
     Failure,
     Journal,
@@ -26,6 +27,7 @@ from esad_med.base.runs import (
     digest_file,
     ensure_folder,
     no_progress,
+    output_error,
     read_json,
     versions,
     write_csv,
@@ -45,8 +47,9 @@ from pipelines.pathology import (
     normalized_tiles,
     prepare_slide,
 )
-from pipelines.tiling import label_tiles
+from pipelines.tiling import identity, label_tiles
 
+_JOURNAL = "journal.jsonl"
 _SHOWN_TILES = 12
 _QUANTILES = (0.5, 0.95, 0.99)
 _ALARM_PERCENTILE = 99.0
@@ -191,7 +194,7 @@ def screening_config(
         ModelError: the changes would feed the detector tiles it was not trained on.
     """
     prepared = detector.contract.preparation
-    if prepared.get("protocol", "").endswith("by cell"):
+    if str(prepared.get("protocol")).endswith("by cell"):
         raise ModelError(
             "this detector was trained on cells that were stain-normalized one by one (protocol"
             " dpa), slides are normalized with one matrix each; train it on the variant `tile"
@@ -227,11 +230,13 @@ def screen_slides(
     run ``slides.csv``, ``failures.csv``, ``config.yaml``, ``run.json`` and ``journal.jsonl``.
 
     Raises:
-        ConfigError: ``out`` cannot be written.
+        ConfigError: ``out`` cannot be written, or holds something else than a screening.
     """
+    _refuse_other_folder(out, cases)
     ensure_folder(out)
+    (out / _JOURNAL).touch()  # tells a screening's folder from any other
     write_text(out / "config.yaml", dump_yaml(config))
-    journal = Journal(out / "journal.jsonl")
+    journal = Journal(out / _JOURNAL)
     summary = ScreeningSummary(out)
     for case in cases:
         try:
@@ -250,6 +255,23 @@ def screen_slides(
     return summary
 
 
+def _refuse_other_folder(out: Path, cases: Sequence[Case]) -> None:
+    """Results replace results, nothing else: not the data folder ``CASE`` of a ``CASE.mrxs``."""
+    try:
+        used = out.is_dir() and any(out.iterdir()) and not (out / _JOURNAL).exists()
+        others = [case.case_id for case in cases if _is_other(out / case.case_id)]
+    except OSError as error:
+        raise output_error(out, error) from error
+    if used or others:
+        name = out / others[0] if others else out
+        raise ConfigError(f"{name}: exists and is no result of `screen`; choose another --out")
+
+
+def _is_other(folder: Path) -> bool:
+    ours = ("slide.json", "scores.csv", "report.html")
+    return folder.exists() and not any((folder / name).exists() for name in ours)
+
+
 def _screen_once(
     case: Case,
     slide: Slide,
@@ -261,8 +283,9 @@ def _screen_once(
 ) -> dict[str, Any]:
     key = _case_key(case, slide, detector, config)
     result_file = out / case.case_id / "slide.json"
-    if journal.is_done(case.case_id, key) and result_file.exists():
-        return read_json(result_file, ConfigError)
+    if journal.is_done(case.case_id, key):
+        with suppress(CaseError):  # missing or damaged since: screen it again
+            return read_json(result_file, CaseError)
     result = screen_slide(case, slide, detector, config, progress=progress)
     write_slide_results(out / case.case_id, result, slide, detector)
     journal.record(case.case_id, key)
@@ -382,15 +405,15 @@ def _provenance(result: SlideScores, slide: Slide, detector: Detector) -> dict[s
         "Scanner format": slide.vendor,
         "Size at level 0": f"{width} x {height} px at {slide.mpp:.4f} µm/px ({slide.mpp_source})",
         "Tiles": f"{grid.tile_px} px at {grid.mpp:.4f} µm/px, level {grid.level} {taken}",
-        "Stain normalization": detector.contract.preparation["stain"]["method"],
+        "Stain normalization": detector.input.stain or "none",
         "Detector": detector.digest,
         **{f"Version of {name}": version for name, version in versions().items()},
     }
 
 
 def _case_key(case: Case, slide: Slide, detector: Detector, config: PathologyConfig) -> str:
-    annotation = digest_file(case.annotation) if case.annotation else ""
-    facts = (detector.digest, slide.fingerprint, slide.mpp, case.truth, annotation)
+    annotation = identity(case.annotation, digest_file)
+    facts = (detector.digest, slide.fingerprint, slide.mpp, case.truth, case.patient_id, annotation)
     return digest_bytes(repr(facts).encode(), config.model_dump_json().encode())
 
 

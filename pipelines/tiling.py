@@ -1,7 +1,8 @@
 """`esad-med tile`: slides become a SampleStore, with a picture of the grid per slide."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from data_prep.slides import Slide, open_slide
 from data_prep.stain import StainTarget
 from data_prep.tiles import TileGrid, plan_tiles
 from data_prep.tissue import TissueMask, find_tissue
-from esad_med.base.cases import Case
-from esad_med.base.errors import ConfigError, EsadError
+from esad_med.base.cases import Case, read_table
+from esad_med.base.errors import CaseError, ConfigError, EsadError, StoreError
 from esad_med.base.runs import (
     Failure,
     Progress,
@@ -29,7 +30,7 @@ from esad_med.base.runs import (
     no_progress,
     write_failures,
 )
-from esad_med.base.store import StoreWriter, open_if_store
+from esad_med.base.store import SampleStore, StoreWriter, open_if_store, refuse_other_folder
 from esad_med.outputs.exchange import write_coordinates_h5
 from esad_med.outputs.quality import write_tiling_picture
 from pipelines.pathology import (
@@ -148,6 +149,7 @@ def tile_slides(
         StoreError: ``out`` holds a damaged store.
     """
     request = _request_digest(cases, config, target, extras=(png, coordinates))
+    refuse_other_folder(out)
     existing = None if overwrite else open_if_store(out)
     if existing is not None:
         if existing.contract.get("request") != request:
@@ -155,9 +157,7 @@ def tile_slides(
                 f"{out}: holds a store of other slides or settings; choose another --out, or pass"
                 " --overwrite"
             )
-        existing.verify()
-        slides = [SlideSummary(**value) for value in existing.contract["slides"]]
-        return TilingSummary(out, slides, reused=True)
+        return _reuse(out, existing)
 
     summary = TilingSummary(out)
     run = _TilingRun(config, target, png, coordinates, summary, say, progress)
@@ -181,8 +181,23 @@ def tile_slides(
             )
             write_failures(writer.folder / "failures.csv", summary.failures)
     except _NothingLeftError:
-        write_failures(ensure_folder(out) / "failures.csv", summary.failures)
+        if not (out / "store.json").exists():  # an older store keeps its own
+            write_failures(ensure_folder(out) / "failures.csv", summary.failures)
     return summary
+
+
+def _reuse(out: Path, store: SampleStore) -> TilingSummary:
+    """What the run that made a complete store found, so that both end alike."""
+    store.verify()
+    try:
+        slides = [SlideSummary(**value) for value in store.contract["slides"]]
+        rows = read_table(out / "failures.csv").to_dict("records")
+        failures = [Failure(**{str(k): str(v) for k, v in row.items()}) for row in rows]
+    except (CaseError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{out}: store.json or failures.csv was edited or damaged ({error}); pass --overwrite"
+        ) from error
+    return TilingSummary(out, slides, failures, reused=True)
 
 
 def label_tiles(
@@ -232,6 +247,7 @@ class _TilingRun:
             if isinstance(error, ConfigError):
                 raise
             writer.rollback(mark)
+            shutil.rmtree(writer.folder / "tiles" / case.case_id, ignore_errors=True)
             _set_aside(self.summary, Failure.of(case.case_id, "tile", error), self.say)
 
     def _tile_open(self, case: Case, slide: Slide, writer: StoreWriter) -> None:
@@ -244,9 +260,11 @@ class _TilingRun:
         share, truth = label_tiles(case, fractions, len(grid), self.config)
         rows = _rows(case, grid, share, truth)
         lost = LostTiles(case.case_id, grid)
+        read: list[npt.NDArray[np.int64]] = []
         start = writer.count
         for batch in normalized_tiles(prepared, self.config.stain, self.target, lost):
             writer.append(batch.tiles, rows.iloc[batch.indices])
+            read.append(batch.indices)
             if self.png:
                 _write_pngs(writer.folder / "tiles" / case.case_id, batch.tiles, grid, batch)
             self.progress(
@@ -254,7 +272,8 @@ class _TilingRun:
             )
         self.summary.failures += lost.failures
         self.stains[case.case_id] = prepared.stain.to_dict()
-        found = _summarize(case, slide, prepared.tissue, grid, truth, unreadable=len(lost.failures))
+        kept = truth.iloc[np.concatenate(read)]
+        found = _summarize(case, slide, prepared.tissue, grid, kept, unreadable=len(lost.failures))
         self.summary.slides.append(found)
         self._write_pictures(writer.folder, case, prepared, None if truth.isna().any() else truth)
         self.say(str(found))
@@ -353,10 +372,18 @@ def _request_digest(
             case.split,
             case.truth,
             case.mpp,
-            digest_file(case.annotation) if case.annotation else "",
-            fingerprint_file(case.path) if case.path.is_file() else "",
+            identity(case.annotation, digest_file),
+            identity(case.path, fingerprint_file),
         )
         for case in cases
     ]
     settings = [preparation(config, target), config.labels.model_dump(mode="json"), extras]
     return digest_bytes(json.dumps([slides, settings], sort_keys=True).encode())
+
+
+def identity(path: Path | None, digest: Callable[[Path], str]) -> str:
+    """The digest of a file, empty where it cannot be read: that case is set aside when opened."""
+    try:
+        return digest(path) if path and path.is_file() else ""
+    except OSError:
+        return ""

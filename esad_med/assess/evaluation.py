@@ -21,6 +21,7 @@ __all__ = ["By", "Evaluation", "Measures", "evaluate", "roc_curve"]
 
 By = Literal["auto", "patient", "slide", "tile"]
 
+_LARGEST = 1e30  # a score beyond is as useless as an infinite one
 SPECIFICITIES = (0.9, 0.95, 0.99)
 SCORES = ("score", "reconstruction", "norm")
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "truth", "score")
@@ -176,7 +177,7 @@ def _check_table(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, 
     known["truth"] = known["truth"].astype(int)
     for name in (name for name in SCORES if name in known):
         known[name] = pd.to_numeric(known[name], errors="coerce").astype(float)
-        if bad := int((~np.isfinite(known[name])).sum()):
+        if bad := int((~(known[name].abs() < _LARGEST)).sum()):
             raise CaseError(
                 f"scores: column '{name}' holds {bad} values that are not finite numbers, expected"
                 " none; score these samples again"

@@ -1,5 +1,7 @@
 """Cases: what a manifest says about each slide or image, checked before any pixel is read."""
 
+import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,14 +72,23 @@ def read_table(path: Path) -> pd.DataFrame:
         CaseError: the file cannot be read or is not a table.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+            table = pd.read_csv(
+                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            )
     except OSError as error:
         raise CaseError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, pd.errors.ParserError) as error:  # EmptyDataError is a ValueError
+    except pd.errors.ParserWarning as error:
+        raise CaseError(f"{path}: its rows have more cells than its header has columns") from error
+    except ValueError as error:  # what pandas raises are ValueErrors
         raise CaseError(f"{path}: not a CSV table ({error})") from error
     table.columns = table.columns.str.strip()
+    if table.columns.has_duplicates:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise CaseError(f"{path}: column '{twice}' stands there twice, expected once")
     for name in table.columns:
-        table[name] = table[name].str.strip()
+        table[name] = table[name].fillna("").str.strip()  # a row shorter than the header
     return table
 
 
@@ -140,7 +151,7 @@ def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Case:
         patient_id=row.get("patient_id", ""),
         split=split,
         truth=_LABELS[label],
-        annotation=_find_file(manifest, annotation, where) if annotation else None,
+        annotation=_find_annotation(manifest, annotation, where) if annotation else None,
         mpp=_read_mpp(row.get("mpp", ""), where),
     )
 
@@ -148,8 +159,15 @@ def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Case:
 def _find_file(manifest: Path, name: str, where: str) -> Path:
     path = Path(name)
     path = path if path.is_absolute() else manifest.parent / path
-    if not name or not path.exists():
+    if not name or not os.path.exists(path):  # noqa: PTH110 - False for names that cannot be
         raise CaseError(f"{where}: '{name}' does not exist (relative paths start at the manifest)")
+    return path
+
+
+def _find_annotation(manifest: Path, name: str, where: str) -> Path:
+    path = _find_file(manifest, name, where)
+    if not path.is_file():
+        raise CaseError(f"{where}: '{name}' is a folder, expected an annotation file")
     return path
 
 

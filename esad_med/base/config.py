@@ -106,7 +106,8 @@ def _explain(kind: type[Spec], error: ValidationError) -> list[str]:
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
             messages.append(f"{path}: unknown key; {hint}")
         else:
-            found = "" if isinstance(item.get("input"), dict) else f" (found {item.get('input')!r})"
+            value = item.get("input")
+            found = "" if isinstance(value, dict) else f" (found {repr(value)[:80]})"
             messages.append(f"{path}: {item['msg']}{found}")
     return messages
 

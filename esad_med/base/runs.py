@@ -113,6 +113,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(path)
+    except ConfigError as error:  # name the folder that was asked for
+        raise ConfigError(str(error).replace(str(temporary), str(path))) from error
     except OSError as error:
         raise output_error(path, error) from error
     finally:

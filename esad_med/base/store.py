@@ -116,10 +116,15 @@ class SampleStore:
         try:
             shape, dtype = list(contract["shape"]), str(contract["dtype"])
             digests = contract["digests"]
-            self.value_range  # noqa: B018 - raises here if it is not a pair of numbers
-            self.digest  # noqa: B018 - the same
+            low, high = self.value_range
+            self.digest  # noqa: B018 - raises here if it is not there
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{self.path}/store.json: key {error} is missing or wrong") from error
+            raise StoreError(
+                f"{self.path}/store.json: shape, dtype, value_range or digests is missing or wrong"
+                f" ({error}); make the store again"
+            ) from error
+        if not low < high:
+            raise StoreError(f"{self.path}/store.json: value_range {low} to {high} is no range")
         if list(samples.shape) != shape or str(samples.dtype) != dtype:
             raise StoreError(
                 f"{self.path}: samples.npy holds {samples.dtype} {list(samples.shape)}, store.json"

@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from esad_med.base.errors import EsadError
+from esad_med.base.errors import ConfigError, EsadError
 
 EXIT_SET_ASIDE = 3
 EXIT_ERROR = 4
@@ -78,8 +78,10 @@ def finish(
     text = json.dumps(summary, indent=2, allow_nan=False) if as_json else "\n".join(lines)
     try:
         print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        if not isinstance(error, BrokenPipeError):
+            raise ConfigError(f"stdout: cannot be written ({error.strerror})") from error
     except UnicodeEncodeError:  # a terminal that knows no µ
         print(text.encode("ascii", "backslashreplace").decode(), flush=True)
     if set_aside:

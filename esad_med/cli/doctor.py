@@ -123,8 +123,11 @@ def _extra(extra: str, packages: tuple[str, ...]) -> Check:
 
 
 def _disk(out: Path) -> Check:
-    folder = next((path for path in (out, *out.resolve().parents) if path.exists()), Path("/"))
-    free = shutil.disk_usage(folder).free
+    try:
+        folder = next((path for path in (out, *out.resolve().parents) if path.exists()), Path("/"))
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Check("disk", "failed", f"{out}: {error.strerror}", "choose another --out")
     if free < _GIB:
         remedy = "free some space, or choose another --out"
         return Check("disk", "failed", f"{free / _GIB:.1f} GiB free at {out.resolve()}", remedy)

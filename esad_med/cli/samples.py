@@ -75,7 +75,7 @@ def tile(
         settings,
         tiles__mpp=mpp,
         tiles__size_px=size,
-        tiles__stride_px=stride or size,
+        tiles__stride_px=size if stride is None else stride,
         tiles__min_tissue=min_tissue,
         stain__method=stain,
     )

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from esad_med.base.config import Spec
-from esad_med.base.errors import ModelError
+from esad_med.base.config import Spec, build_spec
+from esad_med.base.errors import ConfigError, ModelError, StoreError
 from esad_med.base.store import SampleStore
 from esad_med.method.fusion import Fusion
 from esad_med.method.networks import ImageNetworkSpec, VectorNetworkSpec
@@ -47,18 +47,27 @@ class InputContract(Spec):
 
     @classmethod
     def of_store(cls, store: SampleStore) -> "InputContract":
-        """What a store says about its samples."""
+        """What a store says about its samples.
+
+        Raises:
+            StoreError: it says what no store can, so its contract was edited.
+        """
         contract, preparation = store.contract, store.contract.get("preparation") or {}
-        stain = preparation.get("stain") or {}
-        return cls(
-            modality=str(contract.get("modality") or contract.get("kind") or "unknown"),
-            sample_shape=store.samples.shape[1:],
-            dtype=str(store.samples.dtype),
-            value_range=store.value_range,
-            mpp=contract.get("mpp"),
-            stain=stain.get("method"),
-            stain_target=preparation.get("stain_target"),
-        )
+        try:
+            values = {
+                "modality": str(contract.get("modality") or contract.get("kind") or "unknown"),
+                "sample_shape": store.samples.shape[1:],
+                "dtype": str(store.samples.dtype),
+                "value_range": store.value_range,
+                "mpp": contract.get("mpp"),
+                "stain": (preparation.get("stain") or {}).get("method"),
+                "stain_target": preparation.get("stain_target"),
+            }
+            return build_spec(cls, values, source=f"{store.path}/store.json")
+        except (AttributeError, ConfigError) as error:
+            raise StoreError(
+                f"{store.path}/store.json: was edited or damaged ({error}); make the store again"
+            ) from error
 
 
 class Calibration(Spec):

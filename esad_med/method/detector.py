@@ -279,7 +279,10 @@ class Detector:
             weights = load_tensors((path / WEIGHTS).read_bytes())
         except (ConfigError, SafetensorError) as error:
             raise ModelError(f"{path}: not a usable detector ({error})") from error
-        return cls(contract, weights, device=device)
+        try:
+            return cls(contract, weights, device=device)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
 
     def _contract_bytes(self) -> bytes:
         return self.contract.model_dump_json(indent=2).encode() + b"\n"

@@ -81,6 +81,7 @@ def train(
     started = time.time()
     store.verify()
     spec = network_spec(store, config)
+    InputContract.of_store(store)  # what cannot be kept is refused before, not after the training
     chosen = choose_training_set(store, config.data, seed=config.seed)
     folds = _folds(chosen, store, config)
     device = choose_device(config.device)

@@ -16,6 +16,7 @@ from esad_med.base.errors import ConfigError
 from esad_med.base.runs import (
     digest_bytes,
     ensure_folder,
+    output_error,
     read_json,
     versions,
     write_csv,
@@ -24,7 +25,7 @@ from esad_med.base.runs import (
 )
 from esad_med.base.store import SampleStore
 from esad_med.method.config import TrainConfig
-from esad_med.method.detector import CHECKSUMS
+from esad_med.method.detector import CHECKSUMS, CONTRACT
 from esad_med.method.member import Row
 
 _RESUMABLE = {"epochs", "patience", "device"}  # may change between a run and its continuation
@@ -36,9 +37,10 @@ def open_folder(
     """Make the folder ready: empty, or holding the same training, started before.
 
     Raises:
-        ConfigError: it holds a training and neither resume nor overwrite is asked for, or another
-            training than the one to resume.
+        ConfigError: it holds a training and neither resume nor overwrite is asked for, another
+            training than the one to resume, or something else than a training.
     """
+    _refuse_other_folder(out)
     request = {
         "samples": store.digest,
         "rows": store.contract["digests"]["samples.csv"],
@@ -52,6 +54,11 @@ def open_folder(
             f"{out}: holds a training already; pass --resume to go on with it, --overwrite to start"
             " anew, or choose another --out"
         )
+    elif resume and (out / CHECKSUMS).exists() and not overwrite:
+        raise ConfigError(
+            f"{out}: a finished detector without its checkpoints, which cannot be resumed; choose"
+            " another --out, or pass --overwrite to start anew"
+        )
     else:
         ensure_folder(out)
         for folder in ("checkpoints", "tensorboard"):
@@ -61,6 +68,22 @@ def open_folder(
         total = {**request, "epochs": config.epochs}
         write_json(known, total)
     write_text(out / "config.yaml", dump_yaml(config))
+
+
+def _refuse_other_folder(out: Path) -> None:
+    """A training writes README.md and empties checkpoints/: not in a folder of something else."""
+    try:
+        if not out.exists():
+            return
+        ours = {CONTRACT, CHECKSUMS, "checkpoints/request.json"}
+        if out.is_dir() and (
+            any((out / name).exists() for name in ours)
+            or not any(path.is_file() for path in out.rglob("*"))
+        ):
+            return
+    except OSError as error:
+        raise output_error(out, error) from error
+    raise ConfigError(f"{out}: exists and is not a detector's folder; choose another --out")
 
 
 def _check_request(

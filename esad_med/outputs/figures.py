@@ -1,6 +1,7 @@
 """Figures of an evaluation: ROC curves and histograms, the same bytes for the same numbers."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,9 @@ def save_png(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, atomically and without a time stamp."""
     with mpl.rc_context(_STYLE), atomic_file(path) as temporary, temporary.open("wb") as file:
         FigureCanvasAgg(figure)
-        figure.savefig(file, format="png", metadata={"Software": "esad-med"})
+        with warnings.catch_warnings():  # a slide may be named in any script; a box stands for it
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(file, format="png", metadata={"Software": "esad-med"})
 
 
 def _save_both(path: Path, figure: Figure) -> list[Path]:
