@@ -8,8 +8,8 @@ def model_card(contract: Contract, *, digest: str) -> str:
     sections = [
         "# ESAD detector",
         "Semi-supervised anomaly detection after ESAD (Huang et al., arXiv:2012.04905): it ranks"
-        " samples by how little they look like the normal samples it was trained on. A higher score is"
-        " more anomalous.",
+        " samples by how little they look like the normal samples it was trained on. A higher"
+        " score is more anomalous.",
         "## Intended use\n\nResearch. Not a medical device, not for diagnosis. A score says where"
         " to look first; it is no probability of disease.",
         "## Input\n\n" + _table(_input_rows(contract)),

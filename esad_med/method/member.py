@@ -155,7 +155,7 @@ class Member:
         def check_loss(engine: Engine) -> None:
             loss = engine.state.output["loss"].detach()
             if not torch.isfinite(loss):
-                raise self._diverged(engine, "the loss")
+                raise self._diverged(engine.state.epoch, "the loss")
             assert self.loss.terms is not None
             self._sums += torch.stack([loss, *self.loss.terms])
 
@@ -165,11 +165,11 @@ class Member:
                 return
             size = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
             if not torch.isfinite(size):
-                raise self._diverged(engine, "the gradient")
+                raise self._diverged(engine.state.epoch, "the gradient")
 
         def end_epoch(engine: Engine) -> None:
             if not all(torch.isfinite(p).all() for p in self.network.state_dict().values()):
-                raise self._diverged(engine, "the weights")
+                raise self._diverged(engine.state.epoch, "the weights")
             row = self._judge(engine.state.epoch)
             self._remember(row)
             on_epoch(row)
@@ -195,17 +195,19 @@ class Member:
             "norm": norm,
             "assistance": assistance,
         }
-        return {**row, **self._validate()}
+        return {**row, **self._validate(epoch)}
 
-    def _validate(self) -> Row:
+    def _validate(self, epoch: int) -> Row:
         fold, network = self.data.fold, self._judged()
         normal = held_out_terms(network, self.data, fold.held_normals, self.config, views=1)
+        outlier = held_out_terms(network, self.data, fold.held_outliers, self.config, views=1)
+        if not all(np.isfinite(terms).all() for terms in (*normal, *outlier)):
+            raise self._diverged(epoch, "a held-out score")
         level = float(normal.reconstruction.mean())
         level += self.config.loss.lambda1 * float(normal.norm.mean())
         nothing = {"validation_score": level}
         if not len(fold.held_outliers):
             return {**nothing, **dict.fromkeys(_AUCS, math.nan)}
-        outlier = held_out_terms(network, self.data, fold.held_outliers, self.config, views=1)
         fusion = self._provisional_fusion(normal)
         first = fusion.fuse(normal.reconstruction[None], normal.norm[None])
         second = fusion.fuse(outlier.reconstruction[None], outlier.norm[None])
@@ -254,8 +256,8 @@ class Member:
     def _judged(self) -> nn.Module:
         return self.average.network or self.network
 
-    def _diverged(self, engine: Engine, what: str) -> ModelError:
-        epoch, kept = engine.state.epoch, len(self.history)
+    def _diverged(self, epoch: int, what: str) -> ModelError:
+        kept = len(self.history)
         last = (
             f"the last good checkpoint, of epoch {kept}, is kept in {self.checkpoints}; finish from"
             f" it with --resume --set epochs={kept}, or"
