@@ -1,6 +1,5 @@
 """`esad-med screen`: slides become scores, a slide score, a heat map and a report each."""
 
-import datetime
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -12,8 +11,6 @@ import numpy.typing as npt
 
 from data_prep.annotations import tumor_fraction
 from data_prep.slides import Slide, open_slide
-from data_prep.tiles import TileGrid, read_tiles
-from data_prep.tissue import TissueMask
 from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml, load_config
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ModelError
@@ -22,7 +19,6 @@ from esad_med.base.runs import (
     Journal,
     Progress,
     Say,
-    atomic_folder,
     digest_bytes,
     digest_file,
     ensure_folder,
@@ -36,9 +32,7 @@ from esad_med.base.runs import (
     write_text,
 )
 from esad_med.method.detector import Detector
-from esad_med.method.scores import SLIDE_RULE, Scores, slide_score
-from esad_med.outputs.heatmap import normal_limits, write_heatmap
-from esad_med.outputs.report import SlideReport, TilePicture, write_report
+from esad_med.method.scores import slide_score
 from pipelines.pathology import (
     LostTiles,
     PathologyConfig,
@@ -47,81 +41,15 @@ from pipelines.pathology import (
     normalized_tiles,
     prepare_slide,
 )
+from pipelines.slide_results import (
+    ALARM_PERCENTILE,
+    SLIDE_COLUMNS,
+    SlideScores,
+    write_slide_results,
+)
 from pipelines.tiling import identity, label_tiles
 
 _JOURNAL = "journal.jsonl"
-_SHOWN_TILES = 12
-_QUANTILES = (0.5, 0.95, 0.99)
-_ALARM_PERCENTILE = 99.0
-_THRESHOLD_RULE = "99th percentile of held-out normal tiles"
-_SLIDE_COLUMNS = (
-    "case_id",
-    "slide_score",
-    "slide_percentile",
-    "maximum",
-    "area_above_threshold_mm2",
-    "share_above_threshold",
-    "tiles",
-    "unreadable_tiles",
-)
-_TILE_COLUMNS = (
-    "sample_id",
-    "case_id",
-    "patient_id",
-    "x_level0",
-    "y_level0",
-    "tissue_fraction",
-    "truth",
-    "score",
-    "percentile",
-    "reconstruction",
-    "norm",
-)
-
-
-@dataclass(frozen=True)
-class SlideScores:
-    """The scores of one slide with their geometry, ready for a report.
-
-    Attributes:
-        grid: the tiles that were scored; ``scores`` and ``percentiles`` are in its order.
-        percentiles: (n,) in 0..100, among held-out normals of the detector.
-        truth: (n,) 0 / 1 where the case is annotated or normal, else None.
-    """
-
-    case: Case
-    grid: TileGrid
-    scores: Scores
-    percentiles: npt.NDArray[np.float32]
-    threshold: float
-    slide_percentile: float
-    truth: npt.NDArray[np.int8] | None
-    tissue: TissueMask
-    unreadable: list[Failure]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The slide's numbers, as in ``slide.json`` and ``slides.csv``."""
-        score = self.scores.score
-        above = int((score > self.threshold).sum())
-        return {
-            "case_id": self.case.case_id,
-            "slide_score": round(slide_score(score), 6),
-            "slide_percentile": round(self.slide_percentile, 2),
-            "maximum": round(float(score.max()), 6),
-            "area_above_threshold_mm2": round(above * self.tile_area_mm2, 4),
-            "share_above_threshold": round(above / len(score), 6),
-            "tiles": len(score),
-            "unreadable_tiles": len(self.unreadable),
-        }
-
-    @property
-    def tile_area_mm2(self) -> float:
-        """Area that one tile stands for: its stride squared."""
-        stride_um = (
-            self.grid.stride_level0 / self.grid.edge_level0 * self.grid.tile_px * self.grid.mpp
-        )
-        return float(stride_um**2 / 1e6)
 
 
 @dataclass
@@ -172,7 +100,7 @@ def screen_slide(
         grid=grid,
         scores=scores,
         percentiles=detector.percentile(scores.score),
-        threshold=detector.threshold_at(_ALARM_PERCENTILE),
+        threshold=detector.threshold_at(ALARM_PERCENTILE),
         slide_percentile=float(detector.percentile(np.array([slide_score(scores.score)]))[0]),
         truth=None if truth.isna().any() else truth.to_numpy(dtype=np.int8),
         tissue=prepared.tissue,
@@ -292,125 +220,6 @@ def _screen_once(
     return read_json(result_file, ConfigError)
 
 
-def write_slide_results(
-    folder: Path, result: SlideScores, slide: Slide, detector: Detector
-) -> None:
-    """Write scores.csv, slide.json, heatmap.tif and report.html, all or nothing."""
-    provenance = _provenance(result, slide, detector)
-    with atomic_folder(folder) as temporary:
-        write_csv(temporary / "scores.csv", _TILE_COLUMNS, _tile_rows(result))
-        write_json(
-            temporary / "slide.json",
-            {
-                **result.summary,
-                "slide_rule": SLIDE_RULE,
-                "threshold": round(result.threshold, 6),
-                "threshold_rule": _THRESHOLD_RULE,
-                "truth": result.case.truth,
-                "provenance": provenance,
-                "failures": [asdict(failure) for failure in result.unreadable],
-                "intended_use": "research use only, not for diagnosis",
-            },
-        )
-        write_heatmap(
-            temporary / "heatmap.tif",
-            result.scores.score,
-            xy_level0=result.grid.xy_level0,
-            edge_level0=result.grid.edge_level0,
-            slide_size=slide.size_level0,
-            slide_mpp=slide.mpp,
-            limits=normal_limits(_quantiles(detector)),
-            label="anomaly score",
-        )
-        write_report(temporary / "report.html", _report(result, slide, detector, provenance))
-
-
-def _tile_rows(result: SlideScores) -> Iterator[tuple[object, ...]]:
-    case, grid, scores = result.case, result.grid, result.scores
-    for i, (x, y) in enumerate(grid.xy_level0.tolist()):
-        yield (
-            f"{case.case_id}_{x}_{y}",
-            case.case_id,
-            case.patient_id,
-            x,
-            y,
-            f"{grid.tissue_fraction[i]:.4f}",
-            "" if result.truth is None else result.truth[i],
-            f"{scores.score[i]:.6g}",
-            f"{result.percentiles[i]:.2f}",
-            f"{scores.reconstruction[i]:.6g}",
-            f"{scores.norm[i]:.6g}",
-        )
-
-
-def _report(
-    result: SlideScores, slide: Slide, detector: Detector, provenance: dict[str, str]
-) -> SlideReport:
-    order = np.argsort(-result.scores.score, kind="stable")
-    count = min(_SHOWN_TILES, (len(order) + 1) // 2)
-    summary = result.summary
-    return SlideReport(
-        case_id=result.case.case_id,
-        slide_score=summary["slide_score"],
-        slide_rule=SLIDE_RULE,
-        slide_percentile=summary["slide_percentile"],
-        maximum=summary["maximum"],
-        threshold=result.threshold,
-        threshold_rule=_THRESHOLD_RULE,
-        area_above_mm2=summary["area_above_threshold_mm2"],
-        area_tiled_mm2=len(order) * result.tile_area_mm2,
-        xy_level0=result.grid.xy_level0,
-        edge_level0=result.grid.edge_level0,
-        score=result.scores.score,
-        percentile=result.percentiles,
-        reconstruction=result.scores.reconstruction,
-        norm=result.scores.norm,
-        thumbnail=result.tissue.thumbnail,
-        downsample=result.tissue.downsample,
-        slide_size=slide.size_level0,
-        slide_mpp=slide.mpp,
-        normal_quantiles=_quantiles(detector),
-        most=_tile_pictures(slide, result.grid, order[:count]),
-        least=_tile_pictures(slide, result.grid, order[::-1][: min(count, len(order) - count)]),
-        provenance=provenance,
-        failures=[(failure.case_id, failure.message) for failure in result.unreadable],
-        created=datetime.date.today().isoformat(),
-    )
-
-
-def _quantiles(detector: Detector) -> dict[float, float]:
-    return {share: detector.threshold_at(100 * share) for share in _QUANTILES}
-
-
-def _tile_pictures(
-    slide: Slide, grid: TileGrid, order: npt.NDArray[np.integer]
-) -> list[TilePicture]:
-    """The tiles as scanned, in the given order; read again, so that none had to be kept."""
-    rising = np.sort(order)
-    pictures = {
-        int(rising[i]): tile
-        for batch in read_tiles(slide, grid.subset(rising), on_error=lambda *_: None)
-        for i, tile in zip(batch.indices.tolist(), batch.tiles, strict=True)
-    }
-    return [TilePicture(int(i), pictures[int(i)]) for i in order if int(i) in pictures]
-
-
-def _provenance(result: SlideScores, slide: Slide, detector: Detector) -> dict[str, str]:
-    grid = result.grid
-    width, height = slide.size_level0
-    taken = "as it is" if grid.read_px == grid.tile_px else f"{grid.read_px} px averaged by area"
-    return {
-        "Slide file": slide.path.name,
-        "Slide fingerprint": slide.fingerprint,
-        "Scanner format": slide.vendor,
-        "Size at level 0": f"{width} x {height} px at {slide.mpp:.4f} µm/px ({slide.mpp_source})",
-        "Tiles": f"{grid.tile_px} px at {grid.mpp:.4f} µm/px, level {grid.level} {taken}",
-        "Stain normalization": detector.input.stain or "none",
-        "Detector": detector.digest,
-        **{f"Version of {name}": version for name, version in versions().items()},
-    }
-
-
 def _case_key(case: Case, slide: Slide, detector: Detector, config: PathologyConfig) -> str:
     annotation = identity(case.annotation, digest_file)
     facts = (detector.digest, slide.fingerprint, slide.mpp, case.truth, case.patient_id, annotation)
@@ -432,8 +241,8 @@ def _write_run(
     for found in summary.slides:
         case = by_id[found["case_id"]]
         truth = "" if case.truth is None else case.truth
-        rows.append((*(found[name] for name in _SLIDE_COLUMNS), case.patient_id, truth))
-    write_csv(out / "slides.csv", (*_SLIDE_COLUMNS, "patient_id", "truth"), rows)
+        rows.append((*(found[name] for name in SLIDE_COLUMNS), case.patient_id, truth))
+    write_csv(out / "slides.csv", (*SLIDE_COLUMNS, "patient_id", "truth"), rows)
     write_failures(out / "failures.csv", summary.failures)
     write_json(
         out / "run.json",
