@@ -77,11 +77,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # goes with log σ; it has no plateau at ‖z_hat‖ = 1, on which runs with the inverse norm stay.
     # A linear last layer keeps z_hat from dying to exact zeros; skip connections let the second
     # encoder see more than a blurred tile; few epochs, because few outliers are soon learned by
-    # heart.
+    # heart. Norms of a trained member lie near zero or far out, so members are averaged in logs.
     "recommended": {
         "network": {"skip": True, "latent_activation": "linear"},
         "loss": {"averaging": "groups", "push": "log", "eps": 0.1},
         "optimizer": {"schedule": "cosine", "warmup": 10},
+        "fusion": {"transform": "log"},
         "epochs": 20,
         "test_time_augmentation": 1,
     },

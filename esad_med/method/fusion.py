@@ -11,7 +11,8 @@ from esad_med.method.scores import Scores, rank_auc
 
 Values = npt.NDArray[np.float64]
 _GRID = np.linspace(0, 1, 41)
-_TINY = 1e-12
+# Under the logarithm: a term below it counts as zero, so that exact zeros are nothing special.
+_OFFSET = 0.01
 # A term that hardly varies over the normals (a norm that is zero for all of them) is not blown up.
 _SMALLEST_SCALE = 1e-3
 
@@ -24,7 +25,9 @@ class FusionConfig(Spec):
         description="sum is Eq. 17 literally; standardized takes both terms in standard deviations"
         " of each member's held-out normals.",
     )
-    transform: Literal["linear", "log"] = Field("linear", description="Taken of a term first.")
+    transform: Literal["linear", "log"] = Field(
+        "linear", description="Taken of a term first; log is log(term + 0.01)."
+    )
     center: Literal["mean", "median"] = Field(
         "mean", description="Mean and standard deviation, or median and 1.4826 MAD."
     )
@@ -109,7 +112,7 @@ class Fusion(Spec):
 
 def take(values: Values, transform: Literal["linear", "log"]) -> Values:
     """The values or their logarithm."""
-    return np.log(values + _TINY) if transform == "log" else values
+    return np.log(values + _OFFSET) if transform == "log" else values
 
 
 def fit_statistics(

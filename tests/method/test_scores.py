@@ -98,8 +98,10 @@ def test_statistics_by_hand() -> None:
     assert (mean.reconstruction_center, mean.norm_scale) == pytest.approx((4, values.std()))
     median = fit_statistics(values, values, FusionConfig(center="median"))
     assert (median.norm_center, median.norm_scale) == pytest.approx((2.5, 1.4826))
-    log = fit_statistics(np.exp(values), values, FusionConfig(transform="log"))
-    assert log.reconstruction_center == pytest.approx(4)
+    log = fit_statistics(np.exp(values) - 0.01, values, FusionConfig(transform="log"))
+    assert log.reconstruction_center == pytest.approx(4)  # log(term + 0.01)
+    constant = fit_statistics(values, np.zeros(4), FusionConfig())
+    assert constant.norm_scale == pytest.approx(1e-3)  # a norm that is zero is not blown up
 
 
 def _held_out(outliers: int, *, good: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
