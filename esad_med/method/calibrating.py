@@ -1,6 +1,6 @@
-"""Crosswise calibration: every sample is judged only by members that were not trained on it."""
+"""Calibration: every sample is judged only by members that were not trained on it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,15 +9,29 @@ from torch import Tensor
 
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import Calibration
-from esad_med.method.datasets import Fold
-from esad_med.method.fusion import Fusion, TermStatistics, fit_statistics, learn_norm_weight
-from esad_med.method.member import MemberData, held_out_terms, load_weights
+from esad_med.method.datasets import Fold, Indices
+from esad_med.method.fusion import (
+    Fusion,
+    JudgedTerms,
+    TermStatistics,
+    fit_statistics,
+    held_out_auc,
+    learn_norm_weight,
+)
+from esad_med.method.member import HeldOutTerms, MemberData, held_out_terms, load_weights
 from esad_med.method.networks import NetworkSpec
-from esad_med.method.scores import rank_auc
 from esad_med.method.transforms import InputTransform
 
 _QUANTILES = 1001
 _UNIT = {"reconstruction_weight": 0.0, "norm_weight": 0.0}
+
+
+class _HeldOut(NamedTuple):
+    """What a member held out, and its two terms there."""
+
+    fold: Fold
+    normals: HeldOutTerms
+    outliers: HeldOutTerms
 
 
 def calibrate(
@@ -34,10 +48,10 @@ def calibrate(
 ) -> tuple[Fusion, Calibration]:
     """Fit the fusion of terms and members, and the score quantiles of held-out normals.
 
-    Each member's terms are standardized on its own held-out normals, or on all of them. Where
-    several members held out the same sample their terms are averaged, as in scoring; the quantiles
-    of a crosswise ensemble come from fewer members per sample than score a new one, so they are
-    slightly wide.
+    Each member's terms are standardized on its own held-out normals, or on all of them. A normal's
+    score is put together from the members that held it out. Where that is all of them, as folds
+    have it if they can, it is what the detector gives, and quantiles are as a new normal meets
+    them; where normals were held out in turn, single members spread wider than the ensemble.
 
     Args:
         samples: of the store.
@@ -52,53 +66,54 @@ def calibrate(
     """
     held = []
     for fold, state in zip(folds, weights, strict=True):
-        network = load_weights(spec, state, device)
-        rows = np.concatenate([fold.held_normals, fold.held_outliers])
         data = MemberData(samples, fold, transform)
-        terms = held_out_terms(network, data, rows, config, views=views)
-        held.append((rows, np.arange(len(rows)) >= len(fold.held_normals), terms))
-    statistics = _statistics(held, config)
-    parts = [(*part, fitted) for part, fitted in zip(held, statistics, strict=True)]
-    table = _pool(parts, config)
-    fusion = _choose_weights(table, statistics, config)
-    scores = fusion.weigh(table["reconstruction"], table["norm"]).score.astype(np.float64)
-    outlier = table["outlier"]
-    return fusion, _calibration(scores, outlier, held_out_by)
+        network = load_weights(spec, state, device)
+        held.append(
+            _HeldOut(
+                fold,
+                held_out_terms(network, data, fold.held_normals, config, views=views),
+                held_out_terms(network, data, fold.held_outliers, config, views=views),
+            )
+        )
+    statistics = _statistics([part.normals for part in held], config)
+    judged = [_judge(part, own, config) for part, own in zip(held, statistics, strict=True)]
+    marked = {row for fold in folds for row in fold.held_outliers.tolist()}
+    fusion = _choose_weights(judged, len(marked), statistics, config)
+    normal = _ensemble_scores([part.fold.held_normals for part in held], judged, fusion)
+    count = min(_QUANTILES, max(2, len(normal)))
+    return fusion, Calibration(
+        quantiles=tuple(np.quantile(normal, np.linspace(0, 1, count)).tolist()),
+        normals=len(normal),
+        held_out_by=held_out_by,
+        auc=held_out_auc(judged, (fusion.reconstruction_weight, fusion.norm_weight)),
+        outliers=len(marked),
+    )
 
 
-def _statistics(held: list[Any], config: TrainConfig) -> tuple[TermStatistics, ...]:
+def _statistics(normals: list[HeldOutTerms], config: TrainConfig) -> tuple[TermStatistics, ...]:
     """Center and scale for each member, from its own held-out normals or from everyone's."""
-    normals = [(terms.reconstruction[~outlier], terms.norm[~outlier]) for _, outlier, terms in held]
     if config.fusion.statistics == "pooled":
         first, second = (np.concatenate(column) for column in zip(*normals, strict=True))
-        return (fit_statistics(first, second, config.fusion),) * len(held)
+        return (fit_statistics(first, second, config.fusion),) * len(normals)
     return tuple(fit_statistics(first, second, config.fusion) for first, second in normals)
 
 
-def _pool(parts: list[Any], config: TrainConfig) -> dict[str, npt.NDArray[Any]]:
-    """Mean reported terms of every held-out sample over the members that held it out."""
-    rows, outlier, first, second = [], [], [], []
-    for held, marked, terms, fitted in parts:
-        own = Fusion(
-            mode=config.fusion.mode, transform=config.fusion.transform, members=(fitted,), **_UNIT
-        )
-        a, b = own.standardize(terms.reconstruction[None], terms.norm[None])
-        rows.append(held)
-        outlier.append(marked)
-        first.append(a[0])
-        second.append(b[0])
-    every = np.concatenate(rows)
-    _, index, place = np.unique(every, return_index=True, return_inverse=True)
-    count = np.bincount(place)
-    return {
-        "outlier": np.concatenate(outlier)[index],
-        "reconstruction": np.bincount(place, np.concatenate(first)) / count,
-        "norm": np.bincount(place, np.concatenate(second)) / count,
-    }
+def _judge(part: _HeldOut, own: TermStatistics, config: TrainConfig) -> JudgedTerms:
+    """A member's terms on what it held out, on the common scale."""
+    settings = config.fusion
+    alone = Fusion(mode=settings.mode, transform=settings.transform, members=(own,), **_UNIT)
+    normals, outliers = (
+        np.concatenate(alone.standardize(terms.reconstruction[None], terms.norm[None]))
+        for terms in (part.normals, part.outliers)
+    )
+    return JudgedTerms(normals, outliers)
 
 
 def _choose_weights(
-    table: dict[str, npt.NDArray[Any]], statistics: tuple[TermStatistics, ...], config: TrainConfig
+    judged: list[JudgedTerms],
+    outliers: int,
+    statistics: tuple[TermStatistics, ...],
+    config: TrainConfig,
 ) -> Fusion:
     settings = config.fusion
     if settings.mode == "sum":
@@ -108,11 +123,7 @@ def _choose_weights(
             reconstruction_weight=1.0,
             norm_weight=config.loss.lambda1,
         )
-    learned = None
-    if settings.learn_weight:
-        learned = learn_norm_weight(
-            table["reconstruction"], table["norm"], table["outlier"], settings
-        )
+    learned = learn_norm_weight(judged, outliers, settings) if settings.learn_weight else None
     share = settings.norm_weight if learned is None else learned
     return Fusion(
         mode="standardized",
@@ -125,15 +136,14 @@ def _choose_weights(
     )
 
 
-def _calibration(
-    scores: npt.NDArray[Any], outlier: npt.NDArray[np.bool_], held_out_by: str
-) -> Calibration:
-    normal = scores[~outlier]
-    count = min(_QUANTILES, max(2, len(normal)))
-    return Calibration(
-        quantiles=tuple(np.quantile(normal, np.linspace(0, 1, count)).tolist()),
-        normals=len(normal),
-        held_out_by=held_out_by,
-        auc=rank_auc(normal, scores[outlier]) if outlier.any() else None,
-        outliers=int(outlier.sum()),
-    )
+def _ensemble_scores(
+    rows: list[Indices], judged: list[JudgedTerms], fusion: Fusion
+) -> npt.NDArray[np.float64]:
+    """The score of each held-out normal, from the members that held it out."""
+    every, place = np.unique(np.concatenate(rows), return_inverse=True)
+    terms = np.full((len(rows), 2, len(every)), np.nan)
+    ends = np.cumsum([len(own) for own in rows])
+    for table, part, at in zip(terms, judged, np.split(place, ends[:-1]), strict=True):
+        table[:, at] = part.normals
+    over = np.nanmean if fusion.across == "mean" else np.nanmedian
+    return fusion.weigh(*over(terms, axis=0)).score.astype(np.float64)

@@ -60,8 +60,8 @@ def _score_text(contract: Contract) -> str:
     auc = "not measured (no labeled outliers were held out)"
     if calibration.auc is not None:
         auc = (
-            f"{100 * calibration.auc:.1f} % ({calibration.outliers} labeled outliers; the weights"
-            " and stopping may have been chosen on the same samples, so it is optimistic)"
+            f"{100 * calibration.auc:.1f} %, mean over single members ({calibration.outliers}"
+            " labeled outliers; weights and stopping may have been chosen on the same samples)"
         )
     return (
         f"score = {fusion.reconstruction_weight:.4g} x reconstruction + {fusion.norm_weight:.4g} x"

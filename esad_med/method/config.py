@@ -126,7 +126,8 @@ class TrainConfig(Spec):
     )
     members: int = Field(5, ge=1, description="Networks in the ensemble.")
     folds: Literal["cross", "all"] = Field(
-        "cross", description="Every member holds out another part, or all the same one."
+        "cross",
+        description="Labeled outliers are held out in turn, or by all members the same ones.",
     )
     test_time_augmentation: Literal[1, 2, 4, 8] = Field(
         8, description="Views (turned, mirrored) that a score is the mean of; 1 for vectors."

@@ -78,7 +78,8 @@ class Calibration(Spec):
             scored only by members that were not trained on it.
         normals: how many held-out normals there were.
         held_out_by: what was kept whole when drawing them: patient, case, or sample.
-        auc: of the score for held-out labeled outliers against held-out normals, None without.
+        auc: of held-out labeled outliers against held-out normals by single members, mean over
+            them, a cautious estimate of the ensemble's; None without outliers.
         outliers: how many held-out labeled outliers there were.
     """
 

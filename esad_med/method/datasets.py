@@ -98,9 +98,11 @@ def split_folds(
 
     Rows of split "val", where there are any, are what every fold holds out. Otherwise groups are
     dealt to round(1 / validation) parts, fewer where there are fewer groups, those with labeled
-    outliers first, so that each part holds some. A group that alone holds labeled outliers is
-    always trained on. Where all normals are of one group, samples are dealt instead, and the
-    log says so.
+    outliers first, so that each part holds some. Labeled outliers are held out in turn. Normals
+    that all folds hold out alike come from groups without labeled outliers, so that they tell how
+    the whole ensemble scores normals it never met; where there are too few such groups, normals
+    are held out in turn too. A group that alone holds labeled outliers is always trained on. Where
+    all normals are of one group, samples are dealt instead, and the log says so.
 
     Args:
         chosen: the training set.
@@ -116,18 +118,19 @@ def split_folds(
         if normal.any():
             fold = Fold(chosen.normals, chosen.outliers, held[normal], held[negative])
             return [fold] * count
-    parts = max(2, round(1 / validation))
-    dealt = _deal(chosen.groups, chosen, parts, seed)
+    parts, groups = max(2, round(1 / validation)), chosen.groups
+    dealt = _deal(groups, chosen, parts, seed)
     if not _usable(dealt, chosen):
         logger.warning(
             "the training normals cannot be held out by %s (too few of them); they are held out"
             " by sample, so validation and percentiles are too good to be true",
             chosen.held_out_by,
         )
-        single = np.arange(len(chosen.groups)).astype(str).astype(object)
-        dealt = _deal(single, chosen, parts, seed)
+        groups = np.arange(len(groups)).astype(str).astype(object)
+        dealt = _deal(groups, chosen, parts, seed)
     used = int(dealt.max()) + 1
-    return [_fold(dealt, chosen, k % used) for k in range(count)]
+    folds = [_fold(dealt, chosen, k % used) for k in range(count)]
+    return _share_normals(folds, chosen, groups, parts, seed) or folds
 
 
 def held_out_by(chosen: TrainingSet, folds: list[Fold]) -> str:
@@ -233,6 +236,36 @@ def _deal(groups: npt.NDArray[Any], chosen: TrainingSet, parts: int, seed: int) 
     filled = int((held[0] > 0).sum())
     part = np.where(part >= 0, rank[part], -1)
     return np.where(part < filled, part, -1)[member]
+
+
+def _share_normals(
+    folds: list[Fold], chosen: TrainingSet, groups: npt.NDArray[Any], parts: int, seed: int
+) -> list[Fold] | None:
+    """The folds with one and the same part of the normals held out, or None where none fits.
+
+    The part is of groups without labeled outliers, nearest to 1 / parts of all normals. A group
+    whose labeled outliers a fold holds out is not trained on by that fold.
+    """
+    of_normal, wanted = groups[chosen.normals], len(chosen.normals) / parts
+    plain = of_normal[~np.isin(of_normal, groups[chosen.outliers])]
+    names, sizes = np.unique(plain.astype(str), return_counts=True)
+    part, load = np.zeros(len(names), np.int64), np.zeros(parts)
+    rng = np.random.default_rng([seed, 3])
+    for group in _large_first(np.arange(len(names)), sizes, rng):
+        part[group] = load.argmin()
+        load[part[group]] += sizes[group]
+    best = int(np.abs(load - wanted).argmin())
+    if not wanted / 2 <= load[best] <= 2 * wanted:
+        return None
+    held = np.isin(of_normal.astype(str), names[part == best])
+    shared = []
+    for fold in folds:
+        left_out = held | np.isin(of_normal, groups[fold.held_outliers])
+        if left_out.sum() > len(left_out) - MIN_NORMALS // 2:
+            return None
+        normals = chosen.normals[~left_out]
+        shared.append(Fold(normals, fold.outliers, chosen.normals[held], fold.held_outliers))
+    return shared
 
 
 def _large_first(groups: Indices, size: Indices, rng: np.random.Generator) -> Indices:

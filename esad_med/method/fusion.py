@@ -1,6 +1,7 @@
 """From the two terms of each ensemble member to one score: plain Eq. 17, or standardized terms."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,18 @@ class TermStatistics(Spec):
     reconstruction_scale: float = Field(gt=0)
     norm_center: float
     norm_scale: float = Field(gt=0)
+
+
+class JudgedTerms(NamedTuple):
+    """Reconstruction and norm term of one member on its held-out samples, on the common scale.
+
+    Attributes:
+        normals: (2, n).
+        outliers: labeled ones, (2, m).
+    """
+
+    normals: Values
+    outliers: Values
 
 
 class Fusion(Spec):
@@ -132,30 +145,47 @@ def fit_statistics(
 
 
 def learn_norm_weight(
-    reconstruction: Values, norm: Values, outlier: npt.NDArray[np.bool_], config: FusionConfig
+    judged: Sequence[JudgedTerms], outliers: int, config: FusionConfig
 ) -> float | None:
     """The norm term's share in [0, 1] that separates held-out outliers best, shrunk to the default.
 
-    Every share of a grid is judged by the AUC of held-out labeled outliers against held-out
-    normals, each scored by members that were not trained on it. The mean of the best shares is
-    averaged with the default, which counts as ``shrinkage`` outliers. Test labels play no part.
+    Every share of a grid is judged by `held_out_auc`. The mean of the best shares is averaged with
+    the default, which counts as ``shrinkage`` outliers. Test labels play no part.
 
     Args:
-        reconstruction: standardized term, (n,).
-        norm: standardized term, (n,).
-        outlier: which samples are labeled outliers, (n,).
+        judged: of each member, its terms on what it was not trained on.
+        outliers: how many labeled outliers these are, each counted once.
         config: the default share, the least number of outliers, the shrinkage.
 
     Returns:
         The share, or None where there are too few outliers or no normals to learn from.
     """
-    count = int(outlier.sum())
-    if count < config.min_outliers or count == len(outlier):
+    if outliers < config.min_outliers:
         return None
-    scores = [(1 - w) * reconstruction + w * norm for w in _GRID]
-    aucs = np.array([rank_auc(s[~outlier], s[outlier]) for s in scores])
+    found = [held_out_auc(judged, (1 - w, w)) for w in _GRID]
+    if None in found:
+        return None
+    aucs = np.array(found, np.float64)
     best = float(_GRID[aucs >= aucs.max() - 1e-12].mean())
-    return (count * best + config.shrinkage * config.norm_weight) / (count + config.shrinkage)
+    return (outliers * best + config.shrinkage * config.norm_weight) / (outliers + config.shrinkage)
+
+
+def held_out_auc(judged: Sequence[JudgedTerms], weights: tuple[float, float]) -> float | None:
+    """AUC of held-out labeled outliers against held-out normals, both scored by the same member.
+
+    The mean over the members, each counted as often as it holds out outliers; None where no member
+    holds out both. One member alone does worse than the ensemble, so it is a cautious estimate.
+
+    Args:
+        judged: of each member, its terms on what it was not trained on.
+        weights: of the reconstruction and the norm term.
+    """
+    parts = [part for part in judged if part.normals.shape[1] and part.outliers.shape[1]]
+    if not parts:
+        return None
+    share = np.array(weights)
+    aucs = [rank_auc(share @ part.normals, share @ part.outliers) for part in parts]
+    return float(np.average(aucs, weights=[part.outliers.shape[1] for part in parts]))
 
 
 def _center_scale(values: Values, kind: Literal["mean", "median"]) -> tuple[float, float]:

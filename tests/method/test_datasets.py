@@ -119,8 +119,34 @@ def test_held_out_cases_and_patients_never_cross(vector_store: MakeStore, column
         assert len(fold.held_outliers) > 0
         assert sorted([*held, *train]) == list(range(72))
     assert held_out_by(chosen, folds) == column.removesuffix("_id")
+    # every case holds labeled outliers, so normals are held out in turn, each once
     everything = np.sort(np.concatenate([f.held_normals for f in folds]))
-    assert everything.tolist() == list(range(60))  # each held out once
+    assert everything.tolist() == list(range(60))
+
+
+def test_all_folds_hold_out_the_same_normals_of_cases_without_outliers(
+    vector_store: MakeStore,
+) -> None:
+    cases = [f"n{i % 6}" for i in range(40)] + [f"t{i % 4}" for i in range(20)]
+    store = vector_store(case_id=cases + [f"t{i % 4}" for i in range(12)])
+    folds, chosen = folds_of(store)
+    shared = set(folds[0].held_normals.tolist())
+    assert 6 <= len(shared) <= 24  # about a fifth of 60
+    assert {cases[i][0] for i in shared} == {"n"}
+    for fold in folds:
+        assert set(fold.held_normals.tolist()) == shared
+        trained = set(store.rows["case_id"].iloc[np.r_[fold.normals, fold.outliers]])
+        assert not trained & set(store.rows["case_id"].iloc[fold.held_outliers])
+    outliers = [row for fold in folds for row in fold.held_outliers.tolist()]
+    assert sorted(outliers) == list(range(60, 72))  # in turn, each once
+    assert held_out_by(chosen, folds) == "case"
+
+
+def test_one_large_case_of_normals_is_not_given_up_whole(vector_store: MakeStore) -> None:
+    cases = ["n"] * 50 + [f"t{i % 4}" for i in range(22)]
+    folds, _ = folds_of(vector_store(case_id=cases))
+    assert len({fold.held_normals.tobytes() for fold in folds}) > 1
+    assert min(len(fold.normals) for fold in folds) >= 5
 
 
 def test_the_only_source_of_outliers_is_never_held_out(vector_store: MakeStore) -> None:

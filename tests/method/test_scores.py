@@ -13,8 +13,10 @@ from sklearn.metrics import roc_auc_score
 from esad_med.method.fusion import (
     Fusion,
     FusionConfig,
+    JudgedTerms,
     TermStatistics,
     fit_statistics,
+    held_out_auc,
     learn_norm_weight,
 )
 from esad_med.method.scores import Scores, join_scores, rank_auc, slide_score
@@ -104,14 +106,12 @@ def test_statistics_by_hand() -> None:
     assert constant.norm_scale == pytest.approx(1e-3)  # a norm that is zero is not blown up
 
 
-def _held_out(outliers: int, *, good: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _held_out(outliers: int, *, good: str) -> tuple[list[JudgedTerms], int]:
     rng = np.random.default_rng(0)
-    outlier = np.arange(200 + outliers) >= 200
-    signal, misleading = rng.normal(size=(2, len(outlier)))
-    signal[outlier] += 3
-    misleading[outlier] -= 3
-    pair = (signal, misleading) if good == "reconstruction" else (misleading, signal)
-    return *pair, outlier
+    shift = [[3.0], [-3.0]] if good == "reconstruction" else [[-3.0], [3.0]]
+    anomalous = rng.normal(size=(2, outliers)) + shift
+    halves = np.split(anomalous, [outliers // 2], axis=1)  # two members hold out a half each
+    return [JudgedTerms(rng.normal(size=(2, 200)), half) for half in halves], outliers
 
 
 def test_the_learned_weight_follows_the_term_that_separates() -> None:
@@ -136,4 +136,13 @@ def test_too_few_outliers_teach_nothing() -> None:
     config = FusionConfig(min_outliers=10)
     assert learn_norm_weight(*_held_out(9, good="norm"), config) is None
     assert learn_norm_weight(*_held_out(10, good="norm"), config) is not None
-    assert learn_norm_weight(np.ones(20), np.ones(20), np.ones(20, bool), config) is None
+    nothing = [JudgedTerms(np.ones((2, 0)), np.ones((2, 20)))]
+    assert learn_norm_weight(nothing, 20, config) is None
+
+
+def test_held_out_auc_compares_within_a_member() -> None:
+    """A member whose scale is off by 100 still ranks its own outliers above its own normals."""
+    first = JudgedTerms(np.array([[0.0, 1.0], [0, 0]]), np.array([[2.0], [0]]))
+    second = JudgedTerms(np.array([[100.0, 102], [0, 0]]), np.array([[101.0, 103, 103], [0, 0, 0]]))
+    assert held_out_auc([first, second], (1.0, 0.0)) == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+    assert held_out_auc([first._replace(outliers=np.ones((2, 0)))], (1.0, 0.0)) is None

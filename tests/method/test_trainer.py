@@ -14,6 +14,7 @@ from esad_med.base.runs import digest_file, read_json
 from esad_med.base.store import SampleStore
 from esad_med.method.checkpoints import load_checkpoint
 from esad_med.method.config import OptimizerConfig, TrainConfig
+from esad_med.method.datasets import choose_training_set, split_folds
 from esad_med.method.detector import Detector
 from esad_med.method.losses import EsadLoss
 from esad_med.method.optimization import learning_rate
@@ -249,6 +250,25 @@ def test_cross_fitted_members_hold_out_different_normals(
     assert cross.contract.fusion.learned is True  # 12 held-out outliers are enough
     alike = train(store, vector_config(members=5, epochs=1, folds="all"), tmp_path / "all")
     assert alike.contract.calibration.normals < 20
+
+
+def test_percentiles_are_of_the_whole_ensemble_on_normals_it_never_met(
+    vector_store: MakeStore, vector_config: MakeConfig, tmp_path: Path
+) -> None:
+    cases = [f"n{i % 6}" for i in range(40)] + [f"t{i % 4}" for i in range(32)]
+    store = vector_store(case_id=cases)
+    config = vector_config(members=5, epochs=2)
+    detector = train(store, config, tmp_path / "d")
+    chosen = choose_training_set(store, config.data, seed=config.seed)
+    folds = split_folds(
+        chosen, store.rows, count=5, validation=config.data.validation, seed=config.seed
+    )
+    held = folds[0].held_normals
+    assert all((fold.held_normals == held).all() for fold in folds)
+    scores = detector.score(store.samples[held]).score
+    quantiles = detector.contract.calibration.quantiles
+    assert detector.contract.calibration.normals == len(held)
+    np.testing.assert_allclose(quantiles, np.sort(scores), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["member", "pooled"])
