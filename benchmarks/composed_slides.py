@@ -27,6 +27,7 @@ from esad_med.base.runs import ensure_folder, write_json
 from esad_med.base.store import SampleStore, write_store
 from esad_med.method.config import TrainConfig
 from esad_med.method.detector import Detector
+from esad_med.method.scores import rank_auc
 from esad_med.method.trainer import train
 from pipelines.pathology import PathologyConfig, preparation
 from pipelines.scoring import evaluate_scores
@@ -99,6 +100,10 @@ def summarize(stain: str, folder: Path, trained: float, screened: float) -> dict
         for term, found in measures.items():
             interval = f"({100 * found.auc_low:.1f}-{100 * found.auc_high:.1f})"
             result[f"{name} AUC, {term}"] = f"{100 * found.auc:.1f} {interval}"
+    table = pd.read_csv(folder / "screened" / "slides.csv")
+    for rule in ("maximum", "area_above_threshold_mm2"):
+        normal, tumor = (table.loc[table["truth"] == label, rule] for label in (0, 1))
+        result[f"slide AUC by {rule}"] = f"{100 * rank_auc(normal, tumor):.1f}"
     folder_json = json.loads((folder / "screened" / "run.json").read_text())
     seconds = {"training s": round(trained), "screening s": round(screened)}
     return {**result, **seconds, "detector": folder_json["detector"][:12]}

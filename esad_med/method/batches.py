@@ -18,6 +18,7 @@ from esad_med.method.transforms import (
     jitter,
     mix,
     random_views,
+    shift,
     wrong_target,
 )
 
@@ -93,7 +94,8 @@ class TrainingBatches:
         config, generator = self.config, self.generator
         x = self.transform(batch["samples"].to(device, non_blocking=non_blocking))
         y = batch["y"].to(device, non_blocking=non_blocking)
-        x = jitter(random_views(x, config.augment, generator), config.augment, generator)
+        x = shift(random_views(x, config.augment, generator), config.augment.shift, generator)
+        x = jitter(x, config.augment, generator)
         outlier = y < 0
         target = x
         if bool((batch["y"] < 0).any()):

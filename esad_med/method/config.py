@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from esad_med.base.config import Spec
 from esad_med.method.fusion import FusionConfig
 from esad_med.method.losses import LossSpec
-from esad_med.method.networks import Activation, Normalization
+from esad_med.method.networks import Activation, Normalization, Pooling
 from esad_med.method.transforms import AugmentSpec, WrongTargetSpec
 
 PresetName = Literal["paper", "recommended"]
@@ -27,6 +27,8 @@ class NetworkConfig(Spec):
         " linear for vectors.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Before the encoders' last block.")
+    pooling: Pooling = Field("max", description="max or mean of 2x2 pixels; pictures only.")
+    whiten: bool = Field(False, description="Decorrelate what the encoders see; pictures only.")
 
 
 class DataConfig(Spec):
@@ -77,11 +79,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     # goes with log σ; it has no plateau at ‖z_hat‖ = 1, on which runs with the inverse norm stay.
     # A linear last layer keeps z_hat from dying to exact zeros; skip connections let the second
     # encoder see more than a blurred tile; few epochs, because few outliers are soon learned by
-    # heart. Norms of a trained member lie near zero or far out, so members are averaged in logs.
+    # heart, the more so without random shifts. Hue tells tumor from lymphocytes: whitening and mean
+    # pooling keep it. Norms of a trained member lie near zero or far out, so members are averaged
+    # in logs.
     "recommended": {
-        "network": {"skip": True, "latent_activation": "linear"},
+        "network": {
+            "skip": True,
+            "latent_activation": "linear",
+            "pooling": "mean",
+            "whiten": True,
+        },
         "loss": {"averaging": "groups", "push": "log", "eps": 0.1},
         "optimizer": {"schedule": "cosine", "warmup": 10},
+        "augment": {"shift": 0.125},
         "fusion": {"transform": "log"},
         "epochs": 20,
         "test_time_augmentation": 1,

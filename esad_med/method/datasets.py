@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 Indices = npt.NDArray[np.int64]
 MIN_NORMALS = 10
+# As many normals are needed for a 99th percentile. Where a part holds fewer, normals are scarce,
+# and each of them had better train most members.
+MIN_SHARED = 100
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,10 @@ def split_folds(
     dealt to round(1 / validation) parts, fewer where there are fewer groups, those with labeled
     outliers first, so that each part holds some. Labeled outliers are held out in turn. Normals
     that all folds hold out alike come from groups without labeled outliers, so that they tell how
-    the whole ensemble scores normals it never met; where there are too few such groups, normals
-    are held out in turn too. A group that alone holds labeled outliers is always trained on. Where
-    all normals are of one group, samples are dealt instead, and the log says so.
+    the whole ensemble scores normals it never met; where these would be fewer than 100, or all of
+    one large group, normals are held out in turn too. A group that alone holds labeled outliers is
+    always trained on. Where all normals are of one group, samples are dealt instead, and the log
+    says so.
 
     Args:
         chosen: the training set.
@@ -254,10 +258,11 @@ def _share_normals(
     for group in _large_first(np.arange(len(names)), sizes, rng):
         part[group] = load.argmin()
         load[part[group]] += sizes[group]
-    best = int(np.abs(load - wanted).argmin())
-    if not wanted / 2 <= load[best] <= 2 * wanted:
+    fitting = (load >= MIN_SHARED) & (wanted / 2 <= load) & (load <= 2 * wanted)
+    if not fitting.any():
         return None
-    held = np.isin(of_normal.astype(str), names[part == best])
+    nearest = np.where(fitting, np.abs(load - wanted), np.inf).argmin()
+    held = np.isin(of_normal.astype(str), names[part == nearest])
     shared = []
     for fold in folds:
         left_out = held | np.isin(of_normal, groups[fold.held_outliers])

@@ -28,10 +28,12 @@ from esad_med.method.networks import Network, NetworkSpec, build_network, place
 from esad_med.method.optimization import WeightAverage, learning_rate, make_optimizer
 from esad_med.method.scores import rank_auc
 from esad_med.method.transforms import InputTransform, as_batch
+from esad_med.method.whitening import fit_whitening
 
 _engine_logger = logging.getLogger(f"{__name__}.engine")
 _engine_logger.setLevel(logging.CRITICAL + 1)  # ignite logs every exception that we raise anyway
 _SCORING_BATCH = 256
+_WHITENED = 500
 
 Row = dict[str, float]
 
@@ -77,6 +79,8 @@ class Member:
         self.bfloat16 = bfloat16
         torch.manual_seed(derive_seed(config.seed, index, 0, 3))
         self.network: Network = place(build_network(spec), device)
+        if spec.kind == "image" and spec.whiten:
+            fit_whitening(self.network, self._some_normals())
         self.average = WeightAverage(self.network, config.ema)
         self.optimizer = make_optimizer(self.network, config.optimizer)
         self.loss = EsadLoss(config.loss)
@@ -137,6 +141,12 @@ class Member:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best, self.finished = state["history"], state["best"], state["finished"]
         return True
+
+    def _some_normals(self) -> Tensor:
+        """Up to 500 training normals as network input, the same ones each time."""
+        rows = self.data.fold.normals
+        chosen = rows[:: max(1, len(rows) // _WHITENED)][:_WHITENED]
+        return self.data.transform(as_batch(self.data.samples, chosen)).to(self.device)
 
     def _attach(self, trainer: SupervisedTrainer, on_epoch: Callable[[Row], None]) -> None:
         """What happens besides forward, backward and step, in the order it happens."""

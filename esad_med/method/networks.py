@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from esad_med.base.config import Spec
+from esad_med.method.whitening import Whitening
 
 STEP = 16  # four poolings: a picture's sides must be multiples of 16
 _ENCODER_CHANNELS = (64, 128, 256, 512, 512)
@@ -16,6 +17,7 @@ _DECODER_CHANNELS = (256, 128, 64, 64)
 
 Normalization = Literal["batch", "none"]
 Activation = Literal["relu", "linear"]
+Pooling = Literal["max", "mean"]
 
 
 class EsadOutput(NamedTuple):
@@ -42,6 +44,8 @@ class ImageNetworkSpec(Spec):
     normalization: Normalization = Field("batch", description="'none' gives convolutions a bias.")
     latent_activation: Activation = Field("relu", description="After the encoders' last layer.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Channel dropout before the last block.")
+    pooling: Pooling = Field("max", description="Of 2x2 pixels between the encoders' blocks.")
+    whiten: bool = Field(False, description="Decorrelate the colors that the encoders see (ours).")
 
 
 class VectorNetworkSpec(Spec):
@@ -115,12 +119,14 @@ class ImageEncoder(nn.Module):
             _block(a, b, spec.normalization, "linear" if end == "linear" else "relu")
             for a, b, end in zip(channels[:-1], channels[1:], last, strict=True)
         )
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.MaxPool2d(2) if spec.pooling == "max" else nn.AvgPool2d(2)
         self.dropout = nn.Dropout2d(spec.dropout)
+        self.whitening = Whitening(spec.channels) if spec.whiten else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Give z and the four pictures before each pooling, finest first."""
         fine = []
+        x = self.whitening(x)
         for block in self.blocks[:-1]:
             x = block(x)
             fine.append(x)

@@ -115,6 +115,8 @@ def network_spec(store: SampleStore, config: TrainConfig) -> NetworkSpec:
             normalization=net.normalization,
             latent_activation=net.latent_activation or "relu",
             dropout=net.dropout,
+            pooling=net.pooling,
+            whiten=net.whiten,
         )
     if len(shape) == 1:
         return VectorNetworkSpec(

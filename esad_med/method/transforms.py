@@ -28,6 +28,9 @@ class AugmentSpec(Spec):
 
     flips: bool = Field(True, description="Mirror pictures at random.")
     rotations: bool = Field(True, description="Turn square pictures by multiples of 90 degrees.")
+    shift: float = Field(
+        0.0, ge=0, le=0.5, description="Move pictures by up to this share of a side, mirrored edges"
+    )
     noise: float = Field(0.0, ge=0, description="σ of Gaussian noise on the input, not the target.")
     brightness: float = Field(0.0, ge=0, description="σ of one shift per picture, target included.")
     contrast: float = Field(0.0, ge=0, description="σ of the log of one factor per picture.")
@@ -91,6 +94,26 @@ def random_views(x: Tensor, spec: AugmentSpec, generator: torch.Generator) -> Te
         chosen = draw == number
         out[chosen] = view(x[chosen], index)
     return out
+
+
+def shift(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Move each picture of a batch (n, c, h, w) by whole pixels; what enters is mirrored."""
+    if x.ndim != 4 or not share:
+        return x
+    rows, columns = (_moved(len(x), side, share, generator, x.device) for side in x.shape[2:])
+    pictures = torch.arange(len(x), device=x.device)[:, None, None]
+    moved = x.permute(0, 2, 3, 1)[pictures, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)  # channels last in memory
+
+
+def _moved(
+    count: int, side: int, share: float, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Where each line of a moved picture comes from, (count, side)."""
+    most = round(share * side)
+    by = torch.randint(-most, most + 1, (count, 1), generator=generator, device=device)
+    line = (torch.arange(side, device=device) + by).abs()
+    return side - 1 - (side - 1 - line).abs()
 
 
 def jitter(x: Tensor, spec: AugmentSpec, generator: torch.Generator) -> Tensor:

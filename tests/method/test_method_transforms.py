@@ -14,6 +14,7 @@ from esad_med.method.transforms import (
     jitter,
     mix,
     random_views,
+    shift,
     view,
     views_of,
     wrong_target,
@@ -99,6 +100,22 @@ def test_oblong_pictures_have_views_that_fit() -> None:
     assert views_of((1, 4, 6), 8) == [0, 2, 4, 6]
     assert all(view(x, k).shape == x.shape for k in views_of((1, 4, 6), 8))
     assert views_of((1, 4, 4), 2) == [0, 1]
+
+
+def test_shifted_pictures_are_windows_of_the_mirrored_picture() -> None:
+    x = torch.rand(200, 3, 16, 32).contiguous(memory_format=torch.channels_last)
+    moved = shift(x, 0.125, seeded())
+    padded = torch.nn.functional.pad(x, (4, 4, 2, 2), mode="reflect")
+    seen = set()
+    for picture, wide in zip(moved, padded, strict=True):
+        windows = [(r, c) for r in range(5) for c in range(9)]
+        found = [w for w in windows if torch.equal(picture, wide[:, w[0] :, w[1] :][:, :16, :32])]
+        assert len(found) == 1
+        seen.update(found)
+    assert len(seen) == 45  # 5 rows by 9 columns of whole pixels, all drawn in 200 pictures
+    assert moved.is_contiguous(memory_format=torch.channels_last)
+    assert shift(x, 0.0, seeded()) is x
+    assert shift(x[:, 0, 0], 0.5, seeded()).shape == (200, 32)  # vectors are passed on
 
 
 def test_random_views_are_views_and_all_occur() -> None:

@@ -114,3 +114,16 @@ def test_folding_batch_norm_changes_nothing(
     assert not any(isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d) for m in network.modules())
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_mean_pooling_is_used_where_asked_for() -> None:
+    torch.manual_seed(0)
+    network = build_network(ImageNetworkSpec(width=1 / 16, pooling="mean")).eval()
+    other = build_network(ImageNetworkSpec(width=1 / 16, pooling="max")).eval()
+    other.load_state_dict(network.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    assert isinstance(network, ImageNetwork)
+    block = network.encoder1.blocks[0](x)
+    expected = block.unflatten(3, (16, 2)).unflatten(2, (16, 2)).mean((3, 5))
+    torch.testing.assert_close(network.encoder1.pool(block), expected)
+    assert not torch.allclose(network(x).z, other(x).z)
