@@ -7,6 +7,7 @@ for a second of the clock on all cores, whatever the size, and is meant to be ca
 """
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 
@@ -31,13 +32,13 @@ def cut_tiles(count: int) -> Bytes:
     return np.resize(tiles, (count, 64, 64, 3))
 
 
-def best_time(call: Callable[[], object], rounds: int = 3) -> float:
+def median_time(call: Callable[[], object], rounds: int = 5) -> float:
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return statistics.median(times)
 
 
 def time_mapping(tiles: Bytes) -> list[Row]:
@@ -51,12 +52,12 @@ def time_mapping(tiles: Bytes) -> list[Row]:
     rows: list[Row] = [
         (
             f"map: ours ({kind})",
-            best_time(lambda: normalize_stain(tiles, stain, DEFAULT_TARGET, spec)),
+            median_time(lambda: normalize_stain(tiles, stain, DEFAULT_TARGET, spec)),
             "",
         ),
         (
             "map: ours (numpy)",
-            best_time(
+            median_time(
                 lambda: remap_numpy(
                     pixels, stain.matrix, scale, DEFAULT_TARGET.matrix, penalty=0.01
                 ),
@@ -69,7 +70,7 @@ def time_mapping(tiles: Bytes) -> list[Row]:
         from data_prep.reference import remap_staintools
 
         part = tiles[: max(1, len(tiles) // 8)]
-        seconds = best_time(
+        seconds = median_time(
             lambda: remap_staintools(part, stain.matrix, scale, DEFAULT_TARGET.matrix), rounds=2
         )
         ours = normalize_stain(part, stain, DEFAULT_TARGET, spec).astype(int)
@@ -96,15 +97,15 @@ def time_fitting(tiles: Bytes) -> list[Row]:
         optimum = staintools_matrix([tiles], iterations=20_000)
         shipped, seconds = fit_as_shipped(tiles)
         fixed = staintools_matrix([tiles])
-        seconds_fixed = best_time(lambda: staintools_matrix([tiles]), rounds=1)
+        seconds_fixed = median_time(lambda: staintools_matrix([tiles]), rounds=1)
         rows = [
             ("fit: --stain staintools (2000 steps)", seconds_fixed, tell_angle(fixed, optimum)),
             ("fit: staintools as shipped", seconds, tell_angle(shipped, optimum)),
         ]
-        return [("fit: ours (histogram)", best_time(fit), tell_angle(matrix, optimum)), *rows]
+        return [("fit: ours (histogram)", median_time(fit), tell_angle(matrix, optimum)), *rows]
     except ConfigError as error:
         note = str(error)[:60]
-        return [("fit: ours (histogram)", best_time(fit), ""), ("fit: staintools", np.nan, note)]
+        return [("fit: ours (histogram)", median_time(fit), ""), ("fit: staintools", np.nan, note)]
 
 
 def fit_as_shipped(tiles: Bytes) -> tuple[np.ndarray, float]:

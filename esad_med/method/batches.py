@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from esad_med.method.config import TrainConfig
-from esad_med.method.datasets import Fold, Indices
+from esad_med.method.datasets import Indices
+from esad_med.method.folds import Fold
 from esad_med.method.losses import Target
 from esad_med.method.transforms import (
     InputTransform,

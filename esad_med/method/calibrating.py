@@ -9,7 +9,8 @@ from torch import Tensor
 
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import Calibration
-from esad_med.method.datasets import Fold, Indices
+from esad_med.method.datasets import Indices
+from esad_med.method.folds import Fold
 from esad_med.method.fusion import (
     Fusion,
     JudgedTerms,

@@ -20,8 +20,9 @@ from esad_med.base.errors import ModelError
 from esad_med.method.batches import TrainingBatches, derive_seed
 from esad_med.method.checkpoints import State, load_checkpoint, save_checkpoint
 from esad_med.method.config import TrainConfig
-from esad_med.method.datasets import Fold, Indices
+from esad_med.method.datasets import Indices
 from esad_med.method.detector import network_terms
+from esad_med.method.folds import Fold
 from esad_med.method.fusion import Fusion, fit_statistics
 from esad_med.method.losses import EsadLoss
 from esad_med.method.networks import Network, NetworkSpec, build_network, place

@@ -28,15 +28,10 @@ from esad_med.base.store import SampleStore
 from esad_med.method.calibrating import calibrate
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import Contract, InputContract, Training
-from esad_med.method.datasets import (
-    Fold,
-    TrainingSet,
-    choose_training_set,
-    held_out_by,
-    split_folds,
-)
+from esad_med.method.datasets import TrainingSet, choose_training_set
 from esad_med.method.detector import Detector
 from esad_med.method.devices import choose_device, computes_bfloat16
+from esad_med.method.folds import Fold, held_out_by, split_folds
 from esad_med.method.member import Member, MemberData, Row
 from esad_med.method.networks import ImageNetworkSpec, NetworkSpec, VectorNetworkSpec
 from esad_med.method.terms import TermSpec

@@ -14,14 +14,8 @@ from esad_med.base.errors import CaseError
 from esad_med.base.store import SampleStore
 from esad_med.method.batches import TrainingBatches
 from esad_med.method.config import DataConfig, TrainConfig
-from esad_med.method.datasets import (
-    Fold,
-    choose_training_set,
-    held_out_by,
-    labeled_outlier_count,
-    pollution_count,
-    split_folds,
-)
+from esad_med.method.datasets import choose_training_set, labeled_outlier_count, pollution_count
+from esad_med.method.folds import Fold, held_out_by, split_folds
 from esad_med.method.transforms import InputTransform
 
 MakeStore = Callable[..., SampleStore]

@@ -14,8 +14,9 @@ from esad_med.base.runs import digest_file, read_json
 from esad_med.base.store import SampleStore
 from esad_med.method.checkpoints import load_checkpoint
 from esad_med.method.config import OptimizerConfig, TrainConfig
-from esad_med.method.datasets import choose_training_set, split_folds
+from esad_med.method.datasets import choose_training_set
 from esad_med.method.detector import Detector
+from esad_med.method.folds import split_folds
 from esad_med.method.losses import EsadLoss
 from esad_med.method.optimization import learning_rate
 from esad_med.method.trainer import train

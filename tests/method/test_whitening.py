@@ -6,7 +6,8 @@ import torch
 
 from esad_med.base.store import SampleStore
 from esad_med.method.config import TrainConfig
-from esad_med.method.datasets import Fold, choose_training_set, split_folds
+from esad_med.method.datasets import choose_training_set
+from esad_med.method.folds import Fold, split_folds
 from esad_med.method.member import Member, MemberData
 from esad_med.method.networks import ImageNetwork, ImageNetworkSpec, build_network
 from esad_med.method.trainer import network_spec
