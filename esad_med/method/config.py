@@ -48,7 +48,7 @@ class DataConfig(Spec):
         8, ge=0, description="Labeled outliers beside them, with replacement; 0 draws all alike."
     )
     validation: float = Field(
-        0.2, gt=0, le=0.5, description="Share held out by patient or case; 1 / folds."
+        0.2, gt=0, le=0.5, description="Share that each member holds out, by patient or case."
     )
 
     @model_validator(mode="after")
@@ -80,8 +80,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # A linear last layer keeps z_hat from dying to exact zeros; skip connections let the second
     # encoder see more than a blurred tile; few epochs, because few outliers are soon learned by
     # heart, the more so without random shifts. Hue tells tumor from lymphocytes: whitening and mean
-    # pooling keep it. Norms of a trained member lie near zero or far out, so members are averaged
-    # in logs.
+    # pooling keep it. Few labels are worth more in training than held out. Norms of a trained
+    # member lie near zero or far out, so members are averaged in logs.
     "recommended": {
         "network": {
             "skip": True,
@@ -89,6 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "pooling": "mean",
             "whiten": True,
         },
+        "data": {"validation": 0.1},
         "loss": {"averaging": "groups", "push": "log", "eps": 0.1},
         "optimizer": {"schedule": "cosine", "warmup": 10},
         "augment": {"shift": 0.125},

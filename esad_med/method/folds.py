@@ -12,10 +12,6 @@ from esad_med.method.datasets import MIN_NORMALS, Indices, TrainingSet
 
 logger = logging.getLogger(__name__)
 
-# As many normals are needed for a 99th percentile. Where a part holds fewer, normals are scarce,
-# and each of them had better train most members.
-MIN_SHARED = 100
-
 
 @dataclass(frozen=True)
 class Fold:
@@ -36,7 +32,7 @@ def split_folds(
     dealt to round(1 / validation) parts, fewer where there are fewer groups, those with labeled
     outliers first, so that each part holds some. Labeled outliers are held out in turn. Normals
     that all folds hold out alike come from groups without labeled outliers, so that they tell how
-    the whole ensemble scores normals it never met; where these would be fewer than 100, or all of
+    the whole ensemble scores normals it never met; where these would be fewer than 10, or all of
     one large group, normals are held out in turn too. A group that alone holds labeled outliers is
     always trained on. Where all normals are of one group, samples are dealt instead, and the log
     says so.
@@ -113,6 +109,7 @@ def _share_normals(
     whose labeled outliers a fold holds out is not trained on by that fold.
     """
     of_normal, wanted = groups[chosen.normals], len(chosen.normals) / parts
+    most = max(2 * wanted, len(chosen.normals) / 3)
     plain = of_normal[~np.isin(of_normal, groups[chosen.outliers])]
     names, sizes = np.unique(plain.astype(str), return_counts=True)
     part, load = np.zeros(len(names), np.int64), np.zeros(parts)
@@ -120,7 +117,7 @@ def _share_normals(
     for group in _large_first(np.arange(len(names)), sizes, rng):
         part[group] = load.argmin()
         load[part[group]] += sizes[group]
-    fitting = (load >= MIN_SHARED) & (wanted / 2 <= load) & (load <= 2 * wanted)
+    fitting = (load >= MIN_NORMALS) & (wanted / 2 <= load) & (load <= most)
     if not fitting.any():
         return None
     nearest = np.where(fitting, np.abs(load - wanted), np.inf).argmin()

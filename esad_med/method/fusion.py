@@ -45,7 +45,7 @@ class FusionConfig(Spec):
         True, description="Learn the share from held-out normals and held-out labeled outliers."
     )
     min_outliers: int = Field(
-        10, ge=1, description="Fewer held-out labeled outliers than this: the default stays."
+        5, ge=1, description="Fewer held-out labeled outliers than this: the default stays."
     )
     shrinkage: float = Field(
         10.0, ge=0, description="How many outliers the default share is worth against the learned."

@@ -121,31 +121,41 @@ def test_held_out_cases_and_patients_never_cross(vector_store: MakeStore, column
 def test_all_folds_hold_out_the_same_normals_of_cases_without_outliers(
     vector_store: MakeStore,
 ) -> None:
-    cases = [f"n{i % 6}" for i in range(400)] + [f"t{i % 4}" for i in range(212)]
-    store = vector_store(normals=600, case_id=cases)
+    cases = [f"n{i % 6}" for i in range(80)] + [f"t{i % 4}" for i in range(52)]
+    store = vector_store(normals=120, case_id=cases)
     folds, chosen = folds_of(store)
     shared = set(folds[0].held_normals.tolist())
-    assert 100 <= len(shared) <= 240  # about a fifth of 600
+    assert 12 <= len(shared) <= 48  # about a fifth of 120
     assert {cases[i][0] for i in shared} == {"n"}
     for fold in folds:
         assert set(fold.held_normals.tolist()) == shared
         trained = set(store.rows["case_id"].iloc[np.r_[fold.normals, fold.outliers]])
         assert not trained & set(store.rows["case_id"].iloc[fold.held_outliers])
     outliers = [row for fold in folds for row in fold.held_outliers.tolist()]
-    assert sorted(outliers) == list(range(600, 612))  # in turn, each once
+    assert sorted(outliers) == list(range(120, 132))  # in turn, each once
+    assert held_out_by(chosen, folds) == "case"
+
+
+def test_a_third_of_the_normals_may_be_held_out_where_slides_are_few(
+    vector_store: MakeStore,
+) -> None:
+    cases = ["n0"] * 30 + ["n1"] * 30 + ["t0"] * 30 + ["t1"] * 30 + ["t0", "t1"] * 6
+    folds, chosen = folds_of(vector_store(normals=120, case_id=cases), validation=0.1)
+    assert {len(fold.held_normals) for fold in folds} == {30}
+    assert {cases[i][0] for fold in folds for i in fold.held_normals} == {"n"}
     assert held_out_by(chosen, folds) == "case"
 
 
 def test_scarce_normals_are_held_out_in_turn(vector_store: MakeStore) -> None:
-    """A fifth of 400 is too few for a 99th percentile."""
-    folds, _ = folds_of(vector_store(normals=400, case_id=""))
+    """A fifth of 40 are too few for percentiles."""
+    folds, _ = folds_of(vector_store(normals=40, case_id=""))
     held = np.sort(np.concatenate([fold.held_normals for fold in folds]))
-    assert held.tolist() == list(range(400))
+    assert held.tolist() == list(range(40))
 
 
 def test_one_large_case_of_normals_is_not_given_up_whole(vector_store: MakeStore) -> None:
-    cases = ["n"] * 500 + [f"t{i % 4}" for i in range(112)]
-    folds, _ = folds_of(vector_store(normals=600, case_id=cases))
+    cases = ["n"] * 50 + [f"t{i % 4}" for i in range(22)]
+    folds, _ = folds_of(vector_store(case_id=cases))
     assert len({fold.held_normals.tobytes() for fold in folds}) > 1
     assert min(len(fold.normals) for fold in folds) >= 5
 

@@ -256,8 +256,8 @@ def test_cross_fitted_members_hold_out_different_normals(
 def test_percentiles_are_of_the_whole_ensemble_on_normals_it_never_met(
     vector_store: MakeStore, vector_config: MakeConfig, tmp_path: Path
 ) -> None:
-    cases = [f"n{i % 6}" for i in range(500)] + [f"t{i % 4}" for i in range(112)]
-    store = vector_store(normals=600, case_id=cases)
+    cases = [f"n{i % 6}" for i in range(80)] + [f"t{i % 4}" for i in range(52)]
+    store = vector_store(normals=120, case_id=cases)
     config = vector_config(members=5, epochs=1)
     detector = train(store, config, tmp_path / "d")
     chosen = choose_training_set(store, config.data, seed=config.seed)
