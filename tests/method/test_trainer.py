@@ -244,12 +244,15 @@ def test_cross_fitted_members_hold_out_different_normals(
     vector_store: MakeStore, vector_config: MakeConfig, tmp_path: Path
 ) -> None:
     store = vector_store()
-    cross = train(store, vector_config(members=5, epochs=1), tmp_path / "cross")
+    fifth = {"validation": 0.2}
+    cross = train(store, vector_config(members=5, epochs=1, data=fifth), tmp_path / "cross")
     calibration = cross.contract.calibration
     assert (calibration.normals, calibration.outliers) == (60, 12)
     assert calibration.held_out_by == "case"
     assert cross.contract.fusion.learned is True  # 12 held-out outliers are enough
-    alike = train(store, vector_config(members=5, epochs=1, folds="all"), tmp_path / "all")
+    alike = train(
+        store, vector_config(members=5, epochs=1, data=fifth, folds="all"), tmp_path / "all"
+    )
     assert alike.contract.calibration.normals < 20
 
 
