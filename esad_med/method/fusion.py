@@ -15,7 +15,8 @@ _GRID = np.linspace(0, 1, 41)
 # Under the logarithm: a term below it counts as zero, so that exact zeros are nothing special.
 _OFFSET = 0.01
 # A term that hardly varies over the normals (a norm that is zero for all of them) is not blown up.
-_SMALLEST_SCALE = 1e-3
+# Under the logarithm that is one that varies by less than a tenth.
+_SMALLEST_SCALE = {"linear": 1e-3, "log": 0.1}
 
 
 class FusionConfig(Spec):
@@ -133,7 +134,7 @@ def fit_statistics(
 ) -> TermStatistics:
     """Center and scale of a member's terms on its held-out normals, each (n,)."""
     pairs = [
-        _center_scale(take(np.asarray(values, np.float64), config.transform), config.center)
+        _center_scale(take(np.asarray(values, np.float64), config.transform), config)
         for values in (reconstruction, norm)
     ]
     return TermStatistics(
@@ -188,10 +189,10 @@ def held_out_auc(judged: Sequence[JudgedTerms], weights: tuple[float, float]) ->
     return float(np.average(aucs, weights=[part.outliers.shape[1] for part in parts]))
 
 
-def _center_scale(values: Values, kind: Literal["mean", "median"]) -> tuple[float, float]:
-    if kind == "mean":
+def _center_scale(values: Values, config: FusionConfig) -> tuple[float, float]:
+    if config.center == "mean":
         center, scale = values.mean(), values.std()
     else:
         center = np.median(values)
         scale = 1.4826 * np.median(np.abs(values - center))
-    return float(center), float(max(scale, _SMALLEST_SCALE))
+    return float(center), float(max(scale, _SMALLEST_SCALE[config.transform]))

@@ -104,6 +104,8 @@ def test_statistics_by_hand() -> None:
     assert log.reconstruction_center == pytest.approx(4)  # log(term + 0.01)
     constant = fit_statistics(values, np.zeros(4), FusionConfig())
     assert constant.norm_scale == pytest.approx(1e-3)  # a norm that is zero is not blown up
+    nearly = fit_statistics(values, np.array([0.001, 0.002, 0.003]), FusionConfig(transform="log"))
+    assert nearly.norm_scale == pytest.approx(0.1)  # nor logarithms of next to nothing
 
 
 def _held_out(outliers: int, *, good: str) -> tuple[list[JudgedTerms], int]:
