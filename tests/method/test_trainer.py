@@ -102,7 +102,7 @@ def test_two_epochs_and_two_resumed_are_four(
     store, options = vector_store(), {**DROPOUT, "select": select}
     train(store, vector_config(**options), tmp_path / "whole")
     train(store, vector_config(**options, epochs=2), tmp_path / "halves")
-    assert weights_of(tmp_path / "halves") != weights_of(tmp_path / "whole")
+    assert len(pd.read_csv(tmp_path / "halves" / "metrics.csv")) == 2 * 2  # members, epochs
     train(store, vector_config(**options), tmp_path / "halves", resume=True)
     assert weights_of(tmp_path / "halves") == weights_of(tmp_path / "whole")
     metrics = [(tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "halves")]
