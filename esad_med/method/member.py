@@ -34,7 +34,7 @@ from esad_med.method.whitening import fit_whitening
 _engine_logger = logging.getLogger(f"{__name__}.engine")
 _engine_logger.setLevel(logging.CRITICAL + 1)  # ignite logs every exception that we raise anyway
 _SCORING_BATCH = 256
-_WHITENED = 500
+_WHITENED_PIXELS = 500 * 64 * 64
 
 Row = dict[str, float]
 
@@ -144,9 +144,10 @@ class Member:
         return True
 
     def _some_normals(self) -> Tensor:
-        """Up to 500 training normals as network input, the same ones each time."""
+        """Training normals of about two million pixels as network input, the same each time."""
         rows = self.data.fold.normals
-        chosen = rows[:: max(1, len(rows) // _WHITENED)][:_WHITENED]
+        count = max(1, _WHITENED_PIXELS // math.prod(self.data.samples.shape[1:3]))
+        chosen = rows[:: max(1, len(rows) // count)][:count]
         return self.data.transform(as_batch(self.data.samples, chosen)).to(self.device)
 
     def _attach(self, trainer: SupervisedTrainer, on_epoch: Callable[[Row], None]) -> None:
