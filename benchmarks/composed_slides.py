@@ -2,10 +2,10 @@
 
     python -m benchmarks.composed_slides --out runs/composed
 
-From the report half of PCam (see `benchmarks.pcam`), split by seed 0: the training tiles train one
-detector per stain setting; the test tiles are composed to 20 normal slides and 20 with 2-20 %
-tumor tiles, each slide with a stain look of its own. The slides are tiled and screened as files,
-by detectors of several training seeds: one detector alone says little.
+From a half of PCam (see `benchmarks.pcam`; the report half unless said), split by seed 0: the
+training tiles train one detector per stain setting; the test tiles are composed to 20 normal slides
+and 20 with 2-20 % tumor tiles, each slide with a stain look of its own. The slides are tiled and
+screened as files, by detectors of several training seeds: one detector alone says little.
 """
 
 import argparse
@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from benchmarks.pcam import draw_split, import_half, read_results
+from benchmarks.pcam import HALVES, add_changes, draw_split, import_half, read_results
 from data_prep.stain import StainSpec, fit_stain, normalize_stain
 from data_prep.stain_target import DEFAULT_TARGET
 from data_prep.synthetic import compose_from_store
 from data_prep.tiles import TileSpec
 from esad_med.base.cases import Case, read_manifest
-from esad_med.base.config import build_spec
+from esad_med.base.config import load_config
 from esad_med.base.runs import ensure_folder
 from esad_med.base.store import SampleStore, write_store
 from esad_med.method.config import TrainConfig
@@ -45,32 +45,38 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=20, help="of each kind")
     parser.add_argument("--seeds", type=int, default=3, help="detectors per stain setting")
     parser.add_argument("--stains", nargs="+", choices=STAINS, default=STAINS)
+    parser.add_argument("--half", choices=HALVES, default="report")
+    add_changes(parser)
     options = parser.parse_args()
-    out = ensure_folder(options.out)
-    tiles = import_half("report", out / "tiles")
+    out = ensure_folder(options.out / options.half)
+    tiles = import_half(options.half, out / "tiles")
     truth = tiles.rows["truth"].to_numpy(dtype=np.int8)
     normal, outliers, test = draw_split(truth, SPLIT_SEED)
     cases = compose(tiles, test, out / "slides", options.slides)
     results = out / "results.jsonl"
-    done = {(line["stain"], line["seed"]) for line in read_results(results)}
+    recipe = " ".join(["recommended", *options.changes])
+    done = {(line["recipe"], line["stain"], line["seed"]) for line in read_results(results)}
     for seed in range(options.seeds):
         for stain in options.stains:
-            if (stain, seed) in done:
+            if (recipe, stain, seed) in done:
                 continue
-            folder = ensure_folder(out / f"{stain}_{seed}")
+            folder = ensure_folder(out / f"{recipe}_{stain}_{seed}")
             start = time.perf_counter()
             rows = np.sort([*normal, *outliers])
-            detector = train_on(tiles, rows, folder, stain, options.width, seed)
+            settings = [f"network.width={options.width}", f"seed={seed}", *options.changes]
+            detector = train_on(tiles, rows, folder, stain, settings)
             trained = time.perf_counter()
             config = screening_config(detector, None, [])
             screen_slides(cases, detector, folder / "screened", config, say=print)
             seconds = (trained - start, time.perf_counter() - trained)
-            line = {"stain": stain, "seed": seed, **summarize(folder, *seconds)}
+            found = summarize(folder, *seconds)
+            line = {"recipe": recipe, "stain": stain, "seed": seed, **found}
             with results.open("a") as file:
                 file.write(json.dumps(line) + "\n")
     table = pd.DataFrame(read_results(results))
     print(table.to_string(index=False))
-    print(table.drop(columns="seed").groupby("stain").agg(["mean", "std"]).round(1).to_string())
+    groups = table.drop(columns="seed").groupby(["recipe", "stain"], sort=False)
+    print(groups.agg(["mean", "std"]).round(1).T.to_string())
 
 
 def compose(
@@ -89,8 +95,7 @@ def train_on(
     rows: npt.NDArray[np.int64],
     folder: Path,
     stain: str,
-    width: float,
-    seed: int,
+    settings: list[str],
 ) -> Detector:
     """A detector on these tiles in this stain setting; PCam names no slides: one matrix for all."""
     spec = StainSpec(method=stain)  # type: ignore[arg-type] # a Literal, from the loop above
@@ -104,9 +109,8 @@ def train_on(
         tiles.rows.iloc[rows].reset_index(drop=True).assign(split="train"),
         {**contract, "preparation": preparation(config, DEFAULT_TARGET)},
     )
-    values = {"network": {"width": width}, "seed": seed}
-    settings = build_spec(TrainConfig, values, source="benchmark")
-    return train(store, settings, folder / "detector", resume=True)
+    training = load_config(TrainConfig, None, settings)
+    return train(store, training, folder / "detector", resume=True)
 
 
 def summarize(folder: Path, trained: float, screened: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""ESAD on PCam tiles beside two simple baselines; resumable, a line of JSON per run.
+r"""ESAD on PCam tiles beside two simple baselines; resumable, a line of JSON per run.
 
     python -m benchmarks.pcam --half development --out runs/pcam
     python -m benchmarks.pcam --half report --out runs/pcam
@@ -6,6 +6,11 @@
 Tiles whose id ends with 0-7 are the development half, on which anything may be chosen; 8-f the
 report half, scored once. In each half and for each seed 60 % of the normals and 20 labeled
 outliers train (other tumor tiles of the training part are dropped), the rest test.
+
+What a part of a preset is worth:
+
+    python -m benchmarks.pcam --half development --out runs/pcam --methods recommended \
+        --set augment.shift=0
 """
 
 import argparse
@@ -25,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from data_prep.stain import StainSpec
 from data_prep.stain_target import DEFAULT_TARGET
 from esad_med.assess.evaluation import auc
-from esad_med.base.config import build_spec
+from esad_med.base.config import load_config
 from esad_med.base.runs import ensure_folder
 from esad_med.base.store import SampleStore, write_store
 from pipelines.importing import ColumnSpec, ImportConfig, import_tiles
@@ -43,22 +48,37 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--width", type=float, default=0.125)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    add_changes(parser)
     options = parser.parse_args()
     out = ensure_folder(options.out / options.half)
     store = import_half(options.half, out / "store")
     results = out / "results.jsonl"
     done = {(r["method"], r["seed"]) for r in read_results(results)}
     for method in options.methods:
+        changes = [] if method in BASELINES else options.changes
+        label = " ".join([method, *changes])
         for seed in range(options.seeds):
-            if (method, seed) not in done:
+            if (label, seed) not in done:
                 start = time.perf_counter()
-                found = run(store, method, seed, out, options.width)
+                settings = [f"network.width={options.width}", f"seed={seed}", *changes]
+                found = run(store, method, seed, out / f"{label}_{seed}", settings)
                 seconds = round(time.perf_counter() - start, 1)
-                line = {"method": method, "seed": seed, **found, "seconds": seconds}
+                line = {"method": label, "seed": seed, **found, "seconds": seconds}
                 with results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(line, flush=True)
     print(tabulate(pd.DataFrame(read_results(results))))
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of ESAD to change",
+    )
 
 
 def import_half(half: str, path: Path) -> SampleStore:
@@ -85,22 +105,22 @@ def draw_split(truth: npt.NDArray[np.int8], seed: int) -> tuple[npt.NDArray[np.i
     return normal[:cut_normal], tumor[:LABELED], np.sort(test)
 
 
-def run(store: SampleStore, method: str, seed: int, out: Path, width: float) -> dict[str, float]:
+def run(
+    store: SampleStore, method: str, seed: int, folder: Path, settings: list[str]
+) -> dict[str, float]:
     """AUC on the test tiles of the score, and of each term where the method has them."""
     truth = store.rows["truth"].to_numpy(dtype=np.int8)
     normal, outliers, test = draw_split(truth, seed)
     if method in BASELINES:
         score = BASELINES[method](histograms(store.samples), normal, outliers, test)
         return {"score": auc(truth[test], score)}
-    return run_esad(store, method, seed, out, width, (normal, outliers, test))
+    return run_esad(store, [f"preset={method}", *settings], folder, (normal, outliers, test))
 
 
 def run_esad(
     store: SampleStore,
-    preset: str,
-    seed: int,
-    out: Path,
-    width: float,
+    settings: list[str],
+    folder: Path,
     parts: tuple[npt.NDArray[np.int64], ...],
 ) -> dict[str, float]:
     from esad_med.method.config import TrainConfig
@@ -109,12 +129,10 @@ def run_esad(
     normal, outliers, test = parts
     chosen = np.sort(np.concatenate([normal, outliers]))
     rows = store.rows.iloc[chosen].reset_index(drop=True).assign(split="train")
-    folder = out / f"{preset}_{seed}"
     keys = ("kind", "modality", "value_range", "mpp", "preparation")
     contract = {key: store.contract[key] for key in keys}
     training = write_store(folder / "store", store.samples[chosen], rows, contract)
-    values = {"preset": preset, "network": {"width": width}, "seed": seed}
-    config = build_spec(TrainConfig, values, source="benchmark")
+    config = load_config(TrainConfig, None, settings)
     detector = train(training, config, folder / "detector", overwrite=True)
     scores = detector.score(store.samples[test])
     truth = store.rows["truth"].to_numpy(dtype=np.int8)[test]
