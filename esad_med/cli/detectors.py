@@ -52,9 +52,17 @@ def train(
         )
     finish(
         detector.summary(),
-        [f"detector in {out}", *(f"  {k}: {v}" for k, v in detector.summary().items())],
+        [f"detector in {out}", *(f"  {k}: {_fact(v)}" for k, v in detector.summary().items())],
         as_json=as_json,
     )
+
+
+def _fact(value: object) -> str:
+    if value is None:
+        return "not measured"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @app.command("score")

@@ -92,7 +92,8 @@ def _deal(groups: npt.NDArray[Any], chosen: TrainingSet, parts: int, seed: int) 
         best = int(np.lexsort((second, first))[0])
         part[group] = best
         held[:, best] += normals[group], outliers[group]
-    order = np.argsort(-held[0], kind="stable")  # parts without normals come last
+    # Fewer folds than parts hold out as many outliers as they can; parts without normals are last.
+    order = np.lexsort((-held[0], -held[1], held[0] == 0))
     rank = np.empty(parts, np.int64)
     rank[order] = np.arange(parts)
     filled = int((held[0] > 0).sum())

@@ -146,6 +146,15 @@ def test_a_third_of_the_normals_may_be_held_out_where_slides_are_few(
     assert held_out_by(chosen, folds) == "case"
 
 
+def test_few_folds_hold_out_the_few_cases_with_outliers(vector_store: MakeStore) -> None:
+    """Two tumor slides among six: two members learn from them what the terms are worth."""
+    cases = [f"n{i % 4}" for i in range(100)] + [f"t{i % 2}" for i in range(32)]
+    folds, _ = folds_of(vector_store(normals=120, case_id=cases), validation=0.1, count=2)
+    held = sorted(row for fold in folds for row in fold.held_outliers.tolist())
+    assert held == list(range(120, 132))
+    assert all(len(fold.outliers) == 6 for fold in folds)
+
+
 def test_scarce_normals_are_held_out_in_turn(vector_store: MakeStore) -> None:
     """A fifth of 40 are too few for percentiles."""
     folds, _ = folds_of(vector_store(normals=40, case_id=""))
