@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_prep.slide_header import find_mpp, fingerprint_file, refuse_deep_pixels
 from esad_med.base.errors import SlideError
+from esad_med.base.interrupts import raise_if_interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class Slide:
         """
         if size_px[0] * size_px[1] > _READ_PIXELS or not 0 <= level < len(self.level_sizes):
             raise ValueError(f"read_region of {size_px} at level {level} is out of bounds")
+        raise_if_interrupted()
         try:
             return _on_white(self._handle.read_region(xy_level0, level, size_px))
         except openslide.OpenSlideError as error:

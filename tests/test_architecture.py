@@ -29,7 +29,8 @@ ALLOWED = {
 # package -> what it may import at the top of a module, the standard library aside
 TOP = {
     "esad_med.base": {"numpy", "pandas", "pydantic", "yaml", "esad_med.base"},
-    "esad_med.cli": {"typer", "rich", "esad_med.cli", "esad_med.base.errors"},
+    "esad_med.cli": {"typer", "rich", "esad_med.cli"}
+    | {"esad_med.base.errors", "esad_med.base.interrupts"},
 }
 HEAVY = ("torch", "monai", "ignite")  # never at the top of these packages
 LIGHT_PACKAGES = ("data_prep", "esad_med.assess", "esad_med.outputs", "esad_med.base")

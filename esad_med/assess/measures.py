@@ -5,6 +5,8 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn import metrics
 
+from esad_med.base.interrupts import raise_if_interrupted
+
 Floats = npt.NDArray[np.float64]
 
 _FEW_GROUPS = 1000
@@ -126,6 +128,7 @@ def _resample_many(
     chunk = max(1, _CHUNK // len(labels))
     found = np.empty(resamples)
     for at in range(0, resamples, chunk):
+        raise_if_interrupted()
         weights = _draw(random, min(chunk, resamples - at), count)[:, codes]
         found[at : at + chunk] = _weighted_aucs(weights, labels, first)
     return found

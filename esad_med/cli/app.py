@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from esad_med.base.errors import ConfigError, EsadError
+from esad_med.base.interrupts import noted_interrupts
 
 EXIT_SET_ASIDE = 3
 EXIT_ERROR = 4
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         import_module(f"esad_med.cli.{module}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        app(arguments)
+        with noted_interrupts():
+            app(arguments)
     except EsadError as error:
         fail(str(error))
     except SystemExit as stop:  # typer makes this of Ctrl-C

@@ -13,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from esad_med.base.interrupts import raise_if_interrupted
+
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -38,7 +40,12 @@ class ProgressBar:
         self._label = ""
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        """Show how far the named step is; a new label starts a new bar."""
+        """Show how far the named step is; a new label starts a new bar.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
+        raise_if_interrupted()
         if self._task is None or label != self._label:
             if self._task is not None:
                 self._progress.remove_task(self._task)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from esad_med.base.config import build_spec
 from esad_med.base.errors import ConfigError, ModelError
+from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.runs import (
     atomic_file,
     digest_bytes,
@@ -108,6 +109,7 @@ class Detector:
         """
         parts, done = [], 0
         for samples in _chunks(batches, batch_size):
+            raise_if_interrupted()
             terms = self.terms(samples, precision=precision)
             parts.append(self.contract.fusion.fuse(terms.reconstruction, terms.norm))
             done += len(samples)

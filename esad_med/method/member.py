@@ -17,6 +17,7 @@ from monai.transforms import Compose
 from torch import Tensor, nn
 
 from esad_med.base.errors import ModelError
+from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.method.batches import TrainingBatches, derive_seed
 from esad_med.method.checkpoints import State, load_checkpoint, save_checkpoint
 from esad_med.method.config import TrainConfig
@@ -159,6 +160,7 @@ class Member:
             self._sums.zero_()
 
         def set_rate(engine: Engine) -> None:
+            raise_if_interrupted()
             step, length = engine.state.iteration - 1, len(self.batches)
             rate = learning_rate(step, length, self.config.epochs, self.config.optimizer)
             for group in self.optimizer.param_groups:
