@@ -40,7 +40,7 @@ class FusionConfig(Spec):
         "mean", description="Over the members; the median shrugs off one that collapsed."
     )
     norm_weight: float = Field(
-        0.8, ge=0, le=1, description="Share of the norm term; the default that learning starts from"
+        0.8, ge=0, le=1, description="Share of the norm term where none is learned."
     )
     learn_weight: bool = Field(
         True, description="Learn the share from held-out normals and held-out labeled outliers."
@@ -49,7 +49,10 @@ class FusionConfig(Spec):
         5, ge=1, description="Fewer held-out labeled outliers than this: the default stays."
     )
     shrinkage: float = Field(
-        10.0, ge=0, description="How many outliers the default share is worth against the learned."
+        10.0,
+        ge=0,
+        description="How many outliers speak beforehand for the norm term alone, which was trained"
+        " on outliers.",
     )
 
 
@@ -148,15 +151,16 @@ def fit_statistics(
 def learn_norm_weight(
     judged: Sequence[JudgedTerms], outliers: int, config: FusionConfig
 ) -> float | None:
-    """The norm term's share in [0, 1] that separates held-out outliers best, shrunk to the default.
+    """The norm term's share in [0, 1] that separates held-out outliers best, shrunk towards 1.
 
     Every share of a grid is judged by `held_out_auc`. The mean of the best shares is averaged with
-    the default, which counts as ``shrinkage`` outliers. Test labels play no part.
+    1, which counts as ``shrinkage`` outliers: of the two terms only the norm was trained to tell
+    outliers, so reconstruction must show its worth. Test labels play no part.
 
     Args:
         judged: of each member, its terms on what it was not trained on.
         outliers: how many labeled outliers these are, each counted once.
-        config: the default share, the least number of outliers, the shrinkage.
+        config: the least number of outliers, the shrinkage.
 
     Returns:
         The share, or None where there are too few outliers or no normals to learn from.
@@ -168,7 +172,7 @@ def learn_norm_weight(
         return None
     aucs = np.array(found, np.float64)
     best = float(_GRID[aucs >= aucs.max() - 1e-12].mean())
-    return (outliers * best + config.shrinkage * config.norm_weight) / (outliers + config.shrinkage)
+    return (outliers * best + config.shrinkage) / (outliers + config.shrinkage)
 
 
 def held_out_auc(judged: Sequence[JudgedTerms], weights: tuple[float, float]) -> float | None:

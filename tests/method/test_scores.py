@@ -117,7 +117,7 @@ def _held_out(outliers: int, *, good: str) -> tuple[list[JudgedTerms], int]:
 
 
 def test_the_learned_weight_follows_the_term_that_separates() -> None:
-    config = FusionConfig(norm_weight=0.5, shrinkage=10)
+    config = FusionConfig(shrinkage=2)
     to_norm = learn_norm_weight(*_held_out(40, good="norm"), config)
     to_reconstruction = learn_norm_weight(*_held_out(40, good="reconstruction"), config)
     assert to_norm is not None
@@ -126,12 +126,13 @@ def test_the_learned_weight_follows_the_term_that_separates() -> None:
     assert to_reconstruction < 0.2
 
 
-def test_the_learned_weight_is_shrunk_to_the_default() -> None:
-    table = _held_out(20, good="norm")
-    free = learn_norm_weight(*table, FusionConfig(norm_weight=0.2, shrinkage=0))
-    shrunk = learn_norm_weight(*table, FusionConfig(norm_weight=0.2, shrinkage=20))
+def test_the_learned_weight_is_shrunk_towards_the_norm_alone() -> None:
+    table = _held_out(20, good="reconstruction")
+    free = learn_norm_weight(*table, FusionConfig(shrinkage=0))
+    shrunk = learn_norm_weight(*table, FusionConfig(shrinkage=20))
     assert free is not None
-    assert shrunk == pytest.approx((free + 0.2) / 2)
+    assert free < 0.2
+    assert shrunk == pytest.approx((free + 1) / 2)
 
 
 def test_too_few_outliers_teach_nothing() -> None:
