@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from data_prep.color import Bytes
 from data_prep.public import (
+    CELL_PX,
     DPA_TARGET,
     TILE_PX,
     DpaCell,
@@ -25,10 +27,12 @@ from data_prep.public import (
 from data_prep.slides import Slide, open_slide
 from data_prep.stain import StainSpec, StainTarget
 from data_prep.tiles import TileSpec
+from data_prep.tissue import TissueSpec, find_tissue
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError, EsadError
 from esad_med.base.runs import Failure, Progress, Say, ensure_folder, no_progress, write_failures
 from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
+from esad_med.outputs.quality import write_tiling_picture
 from pipelines.pathology import PathologyConfig, preparation
 
 _DOWNSAMPLE = 4  # of the cells' pixels at 10x over level 0
@@ -92,7 +96,7 @@ def tile_cells(
         config: stain and crop settings.
         target: the stain to show; None takes DPA's, a crop of slide normal_056.
         overwrite: replace a store that is there.
-        say: receives a line per cell that is set aside.
+        say: receives a line per slide, and per cell that is set aside.
         progress: called after each cell.
 
     Raises:
@@ -105,7 +109,7 @@ def tile_cells(
         raise ConfigError(f"{out}: a store exists; choose another --out, or pass --overwrite")
 
     def opener(name: str) -> AbstractContextManager[Slide]:
-        return open_slide(find_camelyon_slide(root, name), mpp=config.slide_mpp)
+        return open_slide(find_camelyon_slide(root, name), mpp_otherwise=config.slide_mpp)
 
     target = target or _published_target(opener, config.stain)
     summary = CellSummary(out)
@@ -121,10 +125,18 @@ def tile_cells(
     shape = (TILE_PX, TILE_PX, 3)
     try:
         with StoreWriter(out, sample_shape=shape, dtype="uint8") as writer:
-            for cell, picture in treated:
-                writer.append(*_crops(cell, picture, config))
-                summary.cells += 1
-                progress("cells", summary.cells + len(summary.failures), len(cells))
+            for name, group in groupby(treated, key=lambda pair: pair[0].slide):
+                done = []
+                for cell, picture in group:
+                    writer.append(*_crops(cell, picture, config))
+                    done.append(cell)
+                    summary.cells += 1
+                    progress("cells", summary.cells + len(summary.failures), len(cells))
+                tumor = sum(cell.label for cell in done)
+                line = f"{name}: {len(done)} cells, {tumor} of them tumor"
+                say(line)
+                with opener(name) as slide:
+                    _write_picture(writer.folder, slide, done, title=name, caption=line)
             if not writer.count:
                 raise CaseError(f"{root}: none of the {len(cells)} listed cells could be read")
             writer.contract.update(_contract(config, target))
@@ -158,6 +170,24 @@ def _published_target(opener: Any, spec: StainSpec) -> StainTarget:
             f"protocol dpa: its target stain is a part of slide {DPA_TARGET.slide}, which cannot"
             f" be used ({error}); name another target with --target"
         ) from error
+
+
+def _write_picture(
+    folder: Path, slide: Slide, cells: Sequence[DpaCell], *, title: str, caption: str
+) -> None:
+    """Where the cells lie on their slide, beside what is found as tissue here."""
+    tissue = find_tissue(slide, TissueSpec())
+    write_tiling_picture(
+        ensure_folder(folder / "quality") / f"{title}.png",
+        tissue.thumbnail,
+        mask=tissue.mask,
+        downsample=tissue.downsample,
+        xy_level0=[(cell.col, cell.row) for cell in cells],
+        edge_level0=CELL_PX,
+        tumor=[bool(cell.label) for cell in cells],
+        title=title,
+        caption=caption,
+    )
 
 
 def _crops(cell: DpaCell, picture: Bytes, config: CellConfig) -> tuple[Bytes, pd.DataFrame]:

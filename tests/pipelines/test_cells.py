@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from data_prep.demo_slides import compose_demo_picture, source_concentrations
 from data_prep.slide_writing import write_pyramid
@@ -60,6 +61,10 @@ def test_published_cells_become_samples(run_command, camelyon, target, tmp_path)
         ("test_001", "test", 0, 1): 1,
         ("tumor_001", "train", 1, -1): 4,
     }
+    assert "tumor_001: 1 cells, 1 of them tumor" in outcome.err
+    for name in ("normal_001", "tumor_001", "test_001"):
+        with Image.open(tmp_path / "s" / "quality" / f"{name}.png") as picture:
+            assert picture.width > 500
     inside = rows["case_id"] == "tumor_001"
     for axis in ("x_level0", "y_level0"):
         assert rows.loc[inside, axis].between(1152, 1152 + 768 - 256).all()
