@@ -1,6 +1,7 @@
 """What a slide's header says: microns per pixel, bits per channel, and a cheap identity."""
 
 import hashlib
+import logging
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,10 @@ import tifffile
 
 from esad_med.base.errors import SlideError
 
+logger = logging.getLogger(__name__)
+
 MPP_RANGE = (0.05, 20.0)  # µm per pixel of any scanner's level 0; 72 dpi would be 352.8
-_ANISOTROPY = 0.05  # mpp-x and mpp-y may differ by so much
+_TOLERANCE = 0.05  # mpp-x and mpp-y, or two statements, may differ by so much
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _UNIT_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
 
@@ -48,16 +51,44 @@ def refuse_deep_pixels(path: Path) -> None:
         )
 
 
-def find_mpp(name: str, properties: Mapping[str, str], given: float | None) -> tuple[float, str]:
-    """The level-0 mpp and where it comes from, checked to be one a scanner could have."""
+def find_mpp(
+    name: str, properties: Mapping[str, str], *, given: float | None, otherwise: float | None
+) -> tuple[float, str]:
+    """The level-0 mpp and where it comes from, checked to be one a scanner could have.
+
+    Args:
+        name: the slide, for messages.
+        properties: OpenSlide's.
+        given: overrides what the file says, or None.
+        otherwise: taken where the file says nothing, or nothing that can be, or None.
+    """
     low, high = MPP_RANGE
-    if given is not None:
-        if not low <= given <= high:
+    for value in (given, otherwise):
+        if value is not None and not low <= value <= high:
             raise SlideError(
-                f"{name}: mpp {given:g} was given, expected {low:g} to {high:g} µm per pixel of"
+                f"{name}: mpp {value:g} was given, expected {low:g} to {high:g} µm per pixel of"
                 " level 0; check --slide-mpp or the manifest's column 'mpp'"
             )
+    if given is not None:
         return float(given), "given"
+    try:
+        mpp, source = _checked_mpp(name, properties)
+    except SlideError:
+        if otherwise is None:
+            raise
+        return float(otherwise), "given"
+    if otherwise is not None and abs(otherwise / mpp - 1) > _TOLERANCE:
+        logger.warning(
+            "%s: %s says %.4g µm per pixel, which is taken, not %g; a manifest's column 'mpp'"
+            " overrides what a file says",
+            *(name, source, mpp, otherwise),
+        )
+    return mpp, source
+
+
+def _checked_mpp(name: str, properties: Mapping[str, str]) -> tuple[float, str]:
+    """What the file says, if it is one value that a scanner could have."""
+    low, high = MPP_RANGE
     x, y, source = _read_mpp(properties)
     if x is None:
         raise SlideError(
@@ -72,7 +103,7 @@ def find_mpp(name: str, properties: Mapping[str, str], given: float | None) -> t
             f"{' (72 dpi is a default, no measurement)' if abs(mpp - 352.8) < 1 else ''}; pass the"
             " true value with --slide-mpp or add column 'mpp' to the manifest"
         )
-    if abs(x - y) > _ANISOTROPY * mpp:
+    if abs(x - y) > _TOLERANCE * mpp:
         raise SlideError(
             f"{name}: {source} says {x:.4g} µm per pixel in x and {y:.4g} in y, expected the same;"
             " pass the true value with --slide-mpp or add column 'mpp' to the manifest"

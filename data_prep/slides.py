@@ -55,7 +55,9 @@ class Slide:
         level_sizes: (width, height) of each level.
     """
 
-    def __init__(self, path: Path, *, mpp: float | None = None) -> None:
+    def __init__(
+        self, path: Path, *, mpp: float | None = None, mpp_otherwise: float | None = None
+    ) -> None:
         """Open ``path``; see `open_slide`."""
         self.path = path
         self._handle = _open_handle(path)
@@ -65,7 +67,9 @@ class Slide:
             self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
             self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
             self.vendor = str(self._handle.properties.get("openslide.vendor", "unknown"))
-            self.mpp, self.mpp_source = find_mpp(path.name, dict(self._handle.properties), mpp)
+            self.mpp, self.mpp_source = find_mpp(
+                path.name, dict(self._handle.properties), given=mpp, otherwise=mpp_otherwise
+            )
         except BaseException:
             self.close()
             raise
@@ -181,18 +185,21 @@ class Slide:
         self._handle = _open_handle(self.path)
 
 
-def open_slide(path: Path, *, mpp: float | None = None) -> Slide:
+def open_slide(
+    path: Path, *, mpp: float | None = None, mpp_otherwise: float | None = None
+) -> Slide:
     """Open a whole slide.
 
     Args:
         path: any file OpenSlide opens.
         mpp: level-0 resolution in µm per pixel that overrides the file's own.
+        mpp_otherwise: the same for a file that says none, or one that no scanner has.
 
     Raises:
         SlideError: no such file, empty, not a slide, truncated, more than 8 bits per channel, no
             resolution, or one that no scanner has.
     """
-    return Slide(Path(path), mpp=mpp)
+    return Slide(Path(path), mpp=mpp, mpp_otherwise=mpp_otherwise)
 
 
 def find_slides(folder: Path) -> Iterator[Path]:

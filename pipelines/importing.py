@@ -18,6 +18,7 @@ from data_prep.tiles import TileSpec
 from esad_med.base.cases import SPLITS, check_patients, read_table
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ImageError
+from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.runs import Failure, Progress, no_progress, write_failures
 from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
 from pipelines.pathology import PathologyConfig, preparation
@@ -47,7 +48,7 @@ class ImportConfig(Spec):
 
     columns: ColumnSpec = ColumnSpec()
     size_px: int = Field(64, ge=8, le=4096, description="Edge of the central crop, in pixels.")
-    mpp: float = Field(1.0, gt=0, description="Resolution of the pictures, µm per pixel.")
+    mpp: float = Field(gt=0, description="Resolution of the pictures, µm per pixel.")
     stain: StainSpec = StainSpec()
     stain_by: Literal["group", "set"] = Field(
         "set", description="One stain matrix per group (slide), or one for all pictures."
@@ -113,6 +114,7 @@ def import_tiles(
     shape = (config.size_px, config.size_px, 3)
     with StoreWriter(out, sample_shape=shape, dtype="uint8") as writer:
         for batch in _batches_of_one_stain(keys):
+            raise_if_interrupted()
             stain = stains[keys.iloc[batch[0]]]
             writer.append(
                 normalize_stain(crops[batch], stain, target, config.stain), rows.iloc[batch]
@@ -176,6 +178,7 @@ def _check_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     if len(twice):
         raise CaseError(f"{path}: sample '{twice.iloc[0]}' is listed twice, expected once")
     check_patients(zip(rows["patient_id"], rows["split"], strict=True))
+    check_patients(zip(rows["case_id"], rows["split"], strict=True), what="slide")
     truth = rows["truth"].map(_LABELS).astype("Int8")
     labeled = (truth == 1).fillna(False) & (rows["split"] != "test")
     return rows.assign(truth=truth, semi_label=np.where(labeled, -1, 1))

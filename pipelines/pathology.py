@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from data_prep.annotations import Annotation, find_annotation, read_annotation
-from data_prep.slides import SLIDE_SUFFIXES, Slide, find_slides
+from data_prep.annotations import Annotation, find_annotation, read_annotation, tumor_fraction
+from data_prep.slide_header import MPP_RANGE
+from data_prep.slides import SLIDE_SUFFIXES, Slide, find_slides, open_slide
 from data_prep.stain import (
     Stain,
     StainSpec,
@@ -61,12 +64,17 @@ def find_cases(paths: Sequence[Path], *, mpp: float | None, annotations: Path | 
 
     Args:
         paths: slide files, folders of slides, or a single ``.csv`` manifest.
-        mpp: level-0 µm per pixel that overrides what the files say, or None.
+        mpp: level-0 µm per pixel of files that do not say it, or None.
         annotations: folder with annotations named like the slides, or None.
 
     Raises:
-        CaseError: nothing found, duplicates, or a manifest that cannot be used.
+        CaseError: nothing found, duplicates, annotations of none of the slides, or a manifest that
+            cannot be used.
+        ConfigError: an mpp that no scanner has.
     """
+    low, high = MPP_RANGE
+    if mpp is not None and not low <= mpp <= high:
+        raise ConfigError(f"--slide-mpp {mpp:g}: expected {low:g} to {high:g} µm per pixel")
     if len(paths) == 1 and paths[0].suffix.lower() == ".csv":
         if mpp is not None or annotations is not None:
             raise CaseError(
@@ -82,13 +90,23 @@ def find_cases(paths: Sequence[Path], *, mpp: float | None, annotations: Path | 
         Case(
             case_id=file.stem,
             path=file,
-            mpp=mpp,
+            mpp_otherwise=mpp,
             annotation=find_annotation(annotations, file) if annotations else None,
         )
         for file in files
     ]
+    if annotations and not any(case.annotation for case in cases):
+        raise CaseError(
+            f"{annotations}: holds an annotation of none of the {len(cases)} slides; expected files"
+            f" named like them, such as {cases[0].case_id}.xml or {cases[0].case_id}.geojson"
+        )
     check_cases(cases, source="slides")
     return cases
+
+
+def open_case(case: Case) -> Slide:
+    """Open a case's slide; see `open_slide`."""
+    return open_slide(case.path, mpp=case.mpp, mpp_otherwise=case.mpp_otherwise)
 
 
 def prepare_slide(slide: Slide, config: PathologyConfig) -> PreparedSlide:
@@ -169,6 +187,25 @@ def case_annotation(case: Case, slide: Slide) -> Annotation | None:
             " correct one of them"
         )
     return annotation
+
+
+def tumor_fractions(
+    case: Case, annotation: Annotation | None, grid: TileGrid
+) -> npt.NDArray[np.float32] | None:
+    """The tumor share of each tile's area, (n,), or None without an annotation.
+
+    Raises:
+        CaseError: tumor is outlined, but on none of the tiles.
+    """
+    if case.annotation is None or annotation is None:
+        return None
+    fractions = tumor_fraction(annotation, grid.xy_level0, grid.edge_level0)
+    if annotation.tumor.area > 0 and not fractions.any():
+        raise CaseError(
+            f"{case.annotation.name}: outlines tumor, but on none of the slide's {len(grid)} tissue"
+            " tiles; is it of another slide? Else lower --min-tissue, or leave the annotation out"
+        )
+    return fractions
 
 
 def preparation(config: PathologyConfig, target: StainTarget) -> dict[str, Any]:

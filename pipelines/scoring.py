@@ -1,6 +1,5 @@
 """`esad-med score` and `esad-med evaluate`: scores of a store, and what they are worth."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from esad_med.base.runs import (
     atomic_file,
     ensure_folder,
     no_progress,
-    read_json,
     write_json,
 )
 from esad_med.base.store import SampleStore
@@ -145,10 +143,7 @@ def read_scores(path: Path) -> pd.DataFrame:
         CaseError: not a table of scores.
     """
     if path.is_dir():
-        files = sorted(path.glob("*/scores.csv"))
-        if not files:
-            raise CaseError(f"{path}: no CASE/scores.csv inside; expected a folder of `screen`")
-        _refuse_mixed_detectors(path, files)
+        files = _screened(path)
         table = pd.concat([read_table(file) for file in files], ignore_index=True)
     else:
         table = read_table(path)
@@ -175,15 +170,18 @@ def read_scores(path: Path) -> pd.DataFrame:
     return table.astype({"truth": "Int8"})
 
 
-def _refuse_mixed_detectors(path: Path, files: Sequence[Path]) -> None:
-    """Scores of two detectors cannot be compared; a folder screened twice may hold both."""
-    found: dict[str, str] = {}
-    for file in files:
-        result = read_json(file.with_name("slide.json"), CaseError)
-        detector = str((result.get("provenance") or {}).get("Detector", ""))
-        found.setdefault(detector, file.parent.name)
-    if len(found) > 1:
-        raise CaseError(
-            f"{path}: {' and '.join(list(found.values())[:2])} were scored by different detectors,"
-            " expected one; screen all slides with one detector, or evaluate one CASE/scores.csv"
-        )
+def _screened(path: Path) -> list[Path]:
+    """The tables of tile scores in a folder of `screen`, of the slides in its slides.csv."""
+    if not (path / "slides.csv").exists():
+        unfinished = (path / "journal.jsonl").exists()
+        what = "screening is not finished, run it again" if unfinished else "no folder of `screen`"
+        raise CaseError(f"{path}: no slides.csv inside; {what}")
+    slides = read_table(path / "slides.csv")
+    if "case_id" not in slides:
+        raise CaseError(f"{path}/slides.csv: column 'case_id' is missing; run `screen` again")
+    files = [path / name / "scores.csv" for name in slides["case_id"]]
+    if missing := [file for file in files if not file.exists()]:
+        raise CaseError(f"{missing[0]}: is missing; run `screen` again")
+    if not files:
+        raise CaseError(f"{path}: no slide could be screened; failures.csv says why")
+    return files

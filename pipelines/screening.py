@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.annotations import tumor_fraction
-from data_prep.slides import Slide, open_slide
-from esad_med.base.cases import Case
+from data_prep.slides import Slide
+from esad_med.base.cases import Case, read_table
 from esad_med.base.config import dump_yaml, load_config
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ModelError
 from esad_med.base.runs import (
@@ -39,7 +38,9 @@ from pipelines.pathology import (
     case_annotation,
     config_of,
     normalized_tiles,
+    open_case,
     prepare_slide,
+    tumor_fractions,
 )
 from pipelines.slide_results import (
     ALARM_PERCENTILE,
@@ -80,6 +81,8 @@ def screen_slide(
     """Score the tiles of one slide, streaming: no more than a batch of tiles is in memory."""
     target = config_of(detector.contract.preparation)[1]
     annotation = case_annotation(case, slide)
+    if annotation and case.truth is None:
+        case = replace(case, truth=int(annotation.tumor.area > 0))
     prepared = prepare_slide(slide, config)
     grid = prepared.grid
     indices: list[npt.NDArray[np.int64]] = []
@@ -93,7 +96,7 @@ def screen_slide(
 
     scores = detector.score(tiles())
     grid = grid.subset(np.concatenate(indices))
-    fractions = tumor_fraction(annotation, grid.xy_level0, grid.edge_level0) if annotation else None
+    fractions = tumor_fractions(case, annotation, grid)
     _, truth = label_tiles(case, fractions, len(grid), config)
     return SlideScores(
         case=case,
@@ -155,7 +158,8 @@ def screen_slides(
     """Screen slides into ``out``, a folder per slide; complete slides of an earlier run are kept.
 
     Writes ``CASE/scores.csv``, ``slide.json``, ``heatmap.tif`` and ``report.html``, and for the
-    run ``slides.csv``, ``failures.csv``, ``config.yaml``, ``run.json`` and ``journal.jsonl``.
+    run ``slides.csv``, ``failures.csv``, ``config.yaml``, ``run.json`` and ``journal.jsonl``. The
+    two tables also keep what earlier runs with the same detector and settings say of other slides.
 
     Raises:
         ConfigError: ``out`` cannot be written, or holds something else than a screening.
@@ -163,12 +167,14 @@ def screen_slides(
     _refuse_other_folder(out, cases)
     ensure_folder(out)
     (out / _JOURNAL).touch()  # tells a screening's folder from any other
+    earlier = _read_earlier(out, cases, detector, config)
     write_text(out / "config.yaml", dump_yaml(config))
+    write_json(out / "run.json", _run_facts(detector))
     journal = Journal(out / _JOURNAL)
     summary = ScreeningSummary(out)
     for case in cases:
         try:
-            with open_slide(case.path, mpp=case.mpp) as slide:
+            with open_case(case) as slide:
                 found = _screen_once(case, slide, detector, out, config, journal, progress)
         except ConfigError:
             raise  # the output folder, not the case
@@ -179,7 +185,7 @@ def screen_slides(
         summary.failures += [Failure(**value) for value in found["failures"]]
         summary.slides.append(found)
         say(_line(found))
-    _write_run(out, summary, cases, detector)
+    _write_tables(out, summary, cases, earlier)
     return summary
 
 
@@ -233,18 +239,57 @@ def _line(found: dict[str, Any]) -> str:
     )
 
 
-def _write_run(
-    out: Path, summary: ScreeningSummary, cases: Sequence[Case], detector: Detector
+@dataclass(frozen=True)
+class _Earlier:
+    """Rows of slides.csv and failures.csv that this run does not replace."""
+
+    slides: list[dict[str, str]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def _read_earlier(
+    out: Path, cases: Sequence[Case], detector: Detector, config: PathologyConfig
+) -> _Earlier:
+    """What earlier runs say of other slides; forgotten where detector or settings were others."""
+    config_file, run_file = out / "config.yaml", out / "run.json"
+    tables = [out / "slides.csv", out / "failures.csv"]
+    if not all(path.exists() for path in (config_file, run_file, *tables)):
+        return _Earlier()
+    with suppress(CaseError, OSError, UnicodeDecodeError, KeyError, TypeError):
+        alike = config_file.read_text(encoding="utf-8") == dump_yaml(config)
+        if alike and read_json(run_file, CaseError)["detector"] == detector.digest:
+            slides, failures = (read_table(path).to_dict("records") for path in tables)
+            ids = [case.case_id for case in cases]
+            return _Earlier(
+                [
+                    {str(k): str(v) for k, v in row.items()}
+                    for row in slides
+                    if row["case_id"] not in ids
+                    and (out / str(row["case_id"]) / "slide.json").exists()
+                ],
+                [
+                    Failure(**{str(k): str(v) for k, v in row.items()})
+                    for row in failures
+                    if not any(f"{row['case_id']}_".startswith(f"{name}_") for name in ids)
+                ],
+            )
+    for table in tables:
+        table.unlink()  # an interrupted run must not leave them beside the new settings
+    return _Earlier()
+
+
+def _write_tables(
+    out: Path, summary: ScreeningSummary, cases: Sequence[Case], earlier: _Earlier
 ) -> None:
-    by_id = {case.case_id: case for case in cases}
-    rows = []
+    columns = (*SLIDE_COLUMNS, "patient_id", "truth")
+    patients = {case.case_id: case.patient_id for case in cases}
+    rows = [[row.get(name, "") for name in columns] for row in earlier.slides]
     for found in summary.slides:
-        case = by_id[found["case_id"]]
-        truth = "" if case.truth is None else case.truth
-        rows.append((*(found[name] for name in SLIDE_COLUMNS), case.patient_id, truth))
-    write_csv(out / "slides.csv", (*SLIDE_COLUMNS, "patient_id", "truth"), rows)
-    write_failures(out / "failures.csv", summary.failures)
-    write_json(
-        out / "run.json",
-        {"command": "screen", "detector": detector.digest, "versions": versions()},
-    )
+        truth = "" if found["truth"] is None else found["truth"]
+        rows.append([*(found[n] for n in SLIDE_COLUMNS), patients[found["case_id"]], truth])
+    write_csv(out / "slides.csv", columns, rows)
+    write_failures(out / "failures.csv", [*earlier.failures, *summary.failures])
+
+
+def _run_facts(detector: Detector) -> dict[str, Any]:
+    return {"command": "screen", "detector": detector.digest, "versions": versions()}

@@ -12,9 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from data_prep.annotations import tumor_fraction
 from data_prep.slide_header import fingerprint_file
-from data_prep.slides import Slide, open_slide
+from data_prep.slides import Slide
 from data_prep.stain import StainTarget
 from data_prep.tiles import TileGrid, plan_tiles
 from data_prep.tissue import TissueMask, find_tissue
@@ -39,8 +38,10 @@ from pipelines.pathology import (
     PreparedSlide,
     case_annotation,
     normalized_tiles,
+    open_case,
     preparation,
     prepare_slide,
+    tumor_fractions,
 )
 
 
@@ -59,10 +60,11 @@ class SlideSummary:
     tissue_share: float
 
     def __str__(self) -> str:
-        tumor = "" if self.tumor_tiles is None else f", {self.tumor_tiles} of them tumor"
+        known = self.tumor_tiles is not None
+        tumor = f"{self.tumor_tiles} of them tumor" if known else "not known which are tumor"
         lost = f", {self.unreadable} unreadable" if self.unreadable else ""
         return (
-            f"{self.case_id}: {self.tiles} tiles at {self.mpp:.3f} µm/px{tumor}{lost};"
+            f"{self.case_id}: {self.tiles} tiles at {self.mpp:.3f} µm/px, {tumor}{lost};"
             f" {self.tissue_share:.0%} of the slide is tissue"
         )
 
@@ -78,13 +80,17 @@ class TilingSummary:
 
     def __str__(self) -> str:
         tiles = sum(slide.tiles for slide in self.slides)
+        if not self.slides and self.out != Path():
+            return f"no slide could be tiled, all were set aside; {self.out}/failures.csv says why"
         text = f"{tiles} tiles of {len(self.slides)} slides"
         if self.failures:
             text += f"; {len(self.failures)} slides or tiles set aside"
             text += "" if self.out == Path() else " (failures.csv)"
         if self.reused:
             text += "; complete already"
-        return text if self.out == Path() else f"{text}, in {self.out}"
+        if self.out == Path():
+            return f"{text}; nothing was written, and whether stains can be fitted was not tried"
+        return f"{text}, in {self.out}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -102,15 +108,11 @@ def plan_slides(cases: Sequence[Case], config: PathologyConfig, *, say: Say) -> 
     summary = TilingSummary(out=Path())
     for case in cases:
         try:
-            with open_slide(case.path, mpp=case.mpp) as slide:
+            with open_case(case) as slide:
                 annotation = case_annotation(case, slide)
                 tissue = find_tissue(slide, config.tissue)
                 grid = plan_tiles(slide, tissue, config.tiles)
-                fractions = (
-                    tumor_fraction(annotation, grid.xy_level0, grid.edge_level0)
-                    if annotation
-                    else None
-                )
+                fractions = tumor_fractions(case, annotation, grid)
                 _, truth = label_tiles(case, fractions, len(grid), config)
                 summary.slides.append(_summarize(case, slide, tissue, grid, truth, unreadable=0))
             say(str(summary.slides[-1]))
@@ -241,7 +243,7 @@ class _TilingRun:
         """Tile one slide, or set it aside and take back what it had written."""
         mark = writer.count
         try:
-            with open_slide(case.path, mpp=case.mpp) as slide:
+            with open_case(case) as slide:
                 self._tile_open(case, slide, writer)
         except EsadError as error:
             if isinstance(error, ConfigError):
@@ -254,9 +256,7 @@ class _TilingRun:
         annotation = case_annotation(case, slide)
         prepared = prepare_slide(slide, self.config)
         grid = prepared.grid
-        fractions = (
-            tumor_fraction(annotation, grid.xy_level0, grid.edge_level0) if annotation else None
-        )
+        fractions = tumor_fractions(case, annotation, grid)
         share, truth = label_tiles(case, fractions, len(grid), self.config)
         rows = _rows(case, grid, share, truth)
         lost = LostTiles(case.case_id, grid)
@@ -372,6 +372,7 @@ def _request_digest(
             case.split,
             case.truth,
             case.mpp,
+            case.mpp_otherwise,
             identity(case.annotation, digest_file),
             identity(case.path, fingerprint_file),
         )

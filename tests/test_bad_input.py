@@ -246,6 +246,7 @@ BAD_ANNOTATIONS = {
     "not JSON": ("a.geojson", "{", "not a JSON file"),
     "no features": ("a.geojson", "[1]", "GeoJSON"),
     "unknown kind": ("a.doc", "x", "no known annotation"),
+    "on glass": ("a.xml", asap([(1, 1), (40, 1), (40, 40)]), "on none of the slide's"),
     "entity bomb": (
         "a.xml",
         '<!DOCTYPE a [<!ENTITY b "c">]><ASAP_Annotations>&b;</ASAP_Annotations>',
@@ -283,7 +284,7 @@ BAD_MANIFESTS = {
     "unknown label": ("path,label\nA,perhaps\n", "label 'perhaps' is unknown"),
     "unknown split": ("path,split\nA,exam\n", "split 'exam' is unknown"),
     "NaN as mpp": ("path,mpp\nA,nan\n", "mpp 'nan' is not a positive number"),
-    "case_id leaves the folder": ("path,case_id\nA,../../x\n", "usable as a file name"),
+    "case_id leaves the folder": ("path,case_id\nA,../../x\n", "usable as a folder's name"),
     "annotation is a folder": ("path,annotation\nA,.\n", "expected an annotation file"),
 }
 
@@ -322,6 +323,10 @@ BAD_SETTINGS = {
     "stain": (("--stain", "purple"), "'vahadane'"),
     "no config file": (("--config", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
     "no annotations": (("--annotations", "nowhere"), "nowhere: no such folder"),
+    "other annotations": (("--annotations", str(Path(__file__).parent)), "of none of the 1 slides"),
+    "slide-mpp 0": (("--slide-mpp", 0), "--slide-mpp 0: expected 0.05 to 20"),
+    "slide-mpp NaN": (("--slide-mpp", "nan"), "--slide-mpp nan: expected"),
+    "no target": (("--target", "nowhere.png"), "nowhere.png: no such file"),
 }
 
 
@@ -506,8 +511,8 @@ def test_a_preparation_of_something_else_is_refused(
 
 def test_a_store_is_no_detector_and_a_detector_no_store(store, trained, run_command, tmp_path):
     out = ("--out", tmp_path / "x")
-    refused(run_command("score", store, "--detector", store, *out), "not a finished detector")
-    refused(run_command("score", trained, "--detector", trained, *out), "store.json")
+    refused(run_command("score", store, "--detector", store, *out), "is a SampleStore")
+    refused(run_command("score", trained, "--detector", trained, *out), "is a detector")
     refused(run_command("score", store, "--detector", tmp_path / "no", *out), "no such folder")
     refused(run_command("train", tmp_path / "no", *out), "no such folder")
 
@@ -563,18 +568,20 @@ def test_evaluation_asks_for_what_is_there(run_command, tmp_path):
     refused(run_command(*evaluate, "--group", "scanner"), "'scanner' is missing")
     refused(run_command(*evaluate, "--by", "patient"), "is unknown")
     refused(run_command(*evaluate, "--by", "phase"), "phase", code=2)
-    refused(run_command("evaluate", tmp_path), "no CASE/scores.csv inside")
+    refused(run_command("evaluate", tmp_path), "no folder of `screen`")
     refused(run_command("evaluate", tmp_path / "no.csv"), "cannot be read")
 
 
-def test_scores_of_two_detectors_are_not_mixed(run_command, tmp_path):
-    for name, detector in (("a", "1"), ("b", "2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "scores.csv").write_text(HEADER + "a,c,p,0,1\nb,c,p,1,2\n")
-        (tmp_path / name / "slide.json").write_text(
-            json.dumps({"provenance": {"Detector": detector}})
-        )
-    refused(run_command("evaluate", tmp_path), "different detectors")
+def test_an_unfinished_or_damaged_screening_is_not_evaluated(run_command, tmp_path):
+    (tmp_path / "journal.jsonl").touch()
+    refused(run_command("evaluate", tmp_path), "screening is not finished")
+    for table, message in (
+        ("slide\na\n", "'case_id' is missing"),
+        ("case_id\na\n", "a/scores.csv: is missing"),
+        ("case_id\n", "no slide could be screened"),
+    ):
+        (tmp_path / "slides.csv").write_text(table)
+        refused(run_command("evaluate", tmp_path), message)
 
 
 # --- pictures to import -------------------------------------------------------------------------
@@ -605,7 +612,7 @@ BAD_IMPORTS = {
 @pytest.mark.parametrize("name", BAD_IMPORTS)
 def test_a_bad_import_is_refused(name, pictures, run_command, tmp_path):
     options, message = BAD_IMPORTS[name]
-    table = ("--table", pictures / "table.csv", "--stain", "none")
+    table = ("--table", pictures / "table.csv", "--stain", "none", "--mpp", 1)
     refused(run_command("import", pictures, *table, "--out", tmp_path / "s", *options), message)
     assert not (tmp_path / "s").exists()
 
@@ -613,7 +620,7 @@ def test_a_bad_import_is_refused(name, pictures, run_command, tmp_path):
 def test_a_damaged_picture_is_set_aside(pictures, run_command, tmp_path):
     data = (pictures / "1.png").read_bytes()
     (pictures / "1.png").write_bytes(data[: len(data) // 2])
-    table = ("--table", pictures / "table.csv", "--stain", "none")
+    table = ("--table", pictures / "table.csv", "--stain", "none", "--mpp", 1)
     outcome = run_command("import", pictures, *table, "--out", tmp_path / "s")
     refused(outcome, "1: set aside, 1.png: cannot be read", code=3)
     assert len(SampleStore(tmp_path / "s")) == 2
@@ -626,7 +633,7 @@ def test_a_damaged_picture_is_set_aside(pictures, run_command, tmp_path):
 def commands(composed, store, trained, pictures):
     """One working command line for each command that writes, without its --out."""
     slide = composed / "normal_1.tif"
-    table = ("--table", pictures / "table.csv", "--stain", "none")
+    table = ("--table", pictures / "table.csv", "--stain", "none", "--mpp", 1)
     return {
         "tile": ("tile", slide, "--stain", "none"),
         "import": ("import", pictures, *table),

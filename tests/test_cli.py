@@ -84,7 +84,7 @@ def json_commands(composed, store, trained, tmp_path):
         "sample_id,case_id,truth,score\na,x,0,1\nb,x,1,2\nc,y,0,1\nd,,,3\n"
     )
     slide = composed / "normal_1.tif"
-    table = ("--table", tmp_path / "t.csv", "--stain", "none")
+    table = ("--table", tmp_path / "t.csv", "--stain", "none", "--mpp", 1)
     small = ("--width", 0.03125, "--epochs", 1, "--set", "members=1", "--set", FEW_VIEWS)
     use = ("--detector", trained, "--out")
     return {
@@ -251,7 +251,7 @@ def test_an_operating_system_error_is_no_traceback(run_command, monkeypatch, com
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "/secret/slide.svs")
 
-    monkeypatch.setattr("pipelines.tiling.open_slide", refuse)
+    monkeypatch.setattr("pipelines.pathology.open_slide", refuse)
     outcome = run_command("tile", composed / "normal_1.tif", "--dry-run")
     assert outcome.code == 4
     assert "/secret/slide.svs: Permission denied" in outcome.err

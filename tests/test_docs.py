@@ -77,7 +77,8 @@ def test_commands_parse_and_their_settings_exist(page: str, line: str) -> None:
     settings, config = context.params.get("settings"), context.params.get("config")
     assert config is None or config.as_posix() in CONFIGS
     if kind := spec_of(name, arguments):
-        load_config(kind, ROOT / config if config else None, settings or [])
+        needed = [f"mpp={context.params['mpp']}"] if name == "import" else []
+        load_config(kind, ROOT / config if config else None, [*needed, *(settings or [])])
     else:
         assert not settings
 

@@ -12,6 +12,9 @@ from esad_med.base.errors import CaseError
 
 MANIFEST_COLUMNS = ("path", "case_id", "patient_id", "split", "label", "annotation", "mpp")
 SPLITS = ("train", "val", "test", "")
+# What stands beside the cases' folders in a run's.
+_RUN_FILES = {"config.yaml", "failures.csv", "journal.jsonl", "run.json", "slides.csv"}
+_LONGEST_NAME = 200  # file systems take 255, and .CASE.1234.partial must fit
 _LABELS = {"normal": 0, "0": 0, "tumor": 1, "tumour": 1, "anomalous": 1, "1": 1, "": None}
 
 
@@ -27,6 +30,7 @@ class Case:
         truth: 0 normal, 1 anomalous, None where unknown; for a slide it speaks of the whole slide.
         annotation: outlines of the anomalous regions, or None.
         mpp: level-0 resolution in µm per pixel that overrides the file's own, or None.
+        mpp_otherwise: the same where the file says none that can be, or None.
     """
 
     case_id: str
@@ -36,6 +40,7 @@ class Case:
     truth: int | None = None
     annotation: Path | None = None
     mpp: float | None = None
+    mpp_otherwise: float | None = None
 
 
 def read_manifest(path: Path) -> list[Case]:
@@ -50,7 +55,10 @@ def read_manifest(path: Path) -> list[Case]:
     """
     table = read_table(path)
     if "path" not in table:
-        raise CaseError(f"{path}: column 'path' is missing; found {', '.join(table.columns)}")
+        raise CaseError(
+            f"{path}: column 'path' is missing; found {', '.join(table.columns)}"
+            f"{_separator_hint(table)}"
+        )
     if unknown := [name for name in table.columns if name not in MANIFEST_COLUMNS]:
         raise CaseError(
             f"{path}: unknown column '{unknown[0]}'; expected {', '.join(MANIFEST_COLUMNS)}"
@@ -92,25 +100,31 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
+def _separator_hint(table: pd.DataFrame) -> str:
+    only = str(table.columns[0]) if len(table.columns) == 1 else ""
+    return "; separate the columns with commas" if set(only) & set(";\t|") else ""
+
+
 def check_cases(cases: Sequence[Case], *, source: str) -> None:
     """Refuse duplicates and patients that stand in more than one split.
 
     Raises:
         CaseError: with the first offender.
     """
-    _refuse_duplicates([case.case_id for case in cases], "case_id", source)
+    _refuse_duplicate_names(cases, source)
     _refuse_duplicates([str(case.path.resolve()) for case in cases], "path", source)
     check_patients((case.patient_id, case.split) for case in cases)
 
 
-def check_patients(pairs: Iterable[tuple[str, str]]) -> None:
+def check_patients(pairs: Iterable[tuple[str, str]], *, what: str = "patient") -> None:
     """Refuse a patient whose samples stand in more than one split.
 
     Args:
         pairs: (patient_id, split) of each case; empty entries say nothing.
+        what: patient, or what else must not cross.
 
     Raises:
-        CaseError: naming the splits, not the patient.
+        CaseError: naming the patient and the splits.
     """
     seen: dict[str, str] = {}
     for patient_id, split in pairs:
@@ -119,9 +133,20 @@ def check_patients(pairs: Iterable[tuple[str, str]]) -> None:
         first = seen.setdefault(patient_id, split)
         if first != split:
             raise CaseError(
-                f"patient {patient_id}: found in split '{first}' and in split '{split}', expected"
-                " one; results would be too good to be true; move all of a patient to one split"
+                f"{what} {patient_id}: found in split '{first}' and in split '{split}', expected"
+                f" one; results would be too good to be true; move all of a {what} to one split"
             )
+
+
+def _refuse_duplicate_names(cases: Sequence[Case], source: str) -> None:
+    seen: dict[str, Path] = {}
+    for case in cases:
+        if case.case_id in seen:
+            raise CaseError(
+                f"{source}: case_id '{case.case_id}' is listed twice ({seen[case.case_id]} and"
+                f" {case.path}), expected once; give each its own in a manifest's column 'case_id'"
+            )
+        seen[case.case_id] = case.path
 
 
 def _refuse_duplicates(values: Sequence[str], name: str, source: str) -> None:
@@ -136,8 +161,11 @@ def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Case:
     where = f"{manifest.name} line {line}"
     path = _find_file(manifest, row["path"], where)
     case_id = row.get("case_id") or path.stem
-    if "/" in case_id or "\\" in case_id or case_id in {".", ".."} or "\0" in case_id:
-        raise CaseError(f"{where}: case_id '{case_id}' must be usable as a file name")
+    if not _is_folder_name(case_id):
+        raise CaseError(
+            f"{where}: case_id '{case_id[:60]}' must be usable as a folder's name: up to"
+            f" {_LONGEST_NAME} bytes without / or \\, and none of {', '.join(sorted(_RUN_FILES))}"
+        )
     split = row.get("split", "").lower()
     if split not in SPLITS:
         raise CaseError(f"{where}: split '{split}' is unknown; expected train, val, test or empty")
@@ -154,6 +182,11 @@ def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Case:
         annotation=_find_annotation(manifest, annotation, where) if annotation else None,
         mpp=_read_mpp(row.get("mpp", ""), where),
     )
+
+
+def _is_folder_name(name: str) -> bool:
+    plain = not set(name) & set("/\\\0") and name not in {".", "..", *_RUN_FILES}
+    return plain and len(name.encode()) <= _LONGEST_NAME
 
 
 def _find_file(manifest: Path, name: str, where: str) -> Path:

@@ -81,6 +81,7 @@ def tile(
     )
     chosen = load_config(PathologyConfig, config, flags)
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations)
+    colors = load_target(target, chosen.stain)
     with ProgressBar() as progress:
         if dry_run:
             summary = plan_slides(cases, chosen, say=say)
@@ -89,7 +90,7 @@ def tile(
                 cases,
                 _required(out),
                 chosen,
-                target=load_target(target, chosen.stain),
+                target=colors,
                 png=png,
                 coordinates=hdf5,
                 overwrite=overwrite,

@@ -56,6 +56,16 @@ def test_mpp_is_the_mean_of_both_axes_unless_given(make_slide):
         assert (slide.mpp, slide.mpp_source) == (0.25, "given")
 
 
+@pytest.mark.parametrize("unknown", [None, 25400 / 72])
+def test_mpp_otherwise_is_for_slides_that_do_not_say_it(make_slide, caplog, unknown):
+    with open_slide(make_slide(mpp=unknown), mpp_otherwise=0.25) as slide:
+        assert (slide.mpp, slide.mpp_source) == (0.25, "given")
+    assert not caplog.messages
+    with open_slide(make_slide(mpp=0.5), mpp_otherwise=0.25) as slide:
+        assert slide.mpp == pytest.approx(0.5)
+    assert "0.5 µm per pixel, which is taken, not 0.25" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -33,7 +33,7 @@ ALL_COLUMNS = (*COLUMNS, "--group", "slide", "--patient", "person", "--split", "
 
 def import_(run_command, folder, out, *options, columns=ALL_COLUMNS):
     table = ("--table", folder / "table.csv")
-    return run_command("import", folder, *table, "--out", out, *columns, *options)
+    return run_command("import", folder, *table, "--out", out, "--mpp", 1, *columns, *options)
 
 
 def test_the_central_crop_is_taken(run_command, folder, tmp_path):
@@ -79,6 +79,7 @@ def test_unreadable_pictures_are_set_aside(run_command, folder, tmp_path):
         (",tumor,", ",maybe,", ALL_COLUMNS, "truth 'maybe'"),
         ("p1,train\n", "p0,test\n", ALL_COLUMNS, "'train' and in split 'test'"),
         ("p0,train\n", "p0,exam\n", ALL_COLUMNS, "split 'exam'"),
+        ("tumor_1-5,0,tumor_1,p1,train", "tumor_1-5,0,tumor_1,,test", ALL_COLUMNS, "slide tumor_1"),
     ],
 )
 def test_a_bad_table_is_refused(run_command, folder, tmp_path, old, new, columns, message):
@@ -94,6 +95,14 @@ def test_groups_are_needed_for_a_matrix_per_group(run_command, folder, tmp_path)
     outcome = import_(run_command, folder, tmp_path / "s", "--stain-by", "group", columns=COLUMNS)
     assert outcome.code == 4
     assert "--group" in outcome.err
+
+
+def test_pictures_of_unknown_resolution_are_refused(run_command, folder, tmp_path):
+    table = ("--table", folder / "table.csv")
+    outcome = run_command("import", folder, *table, "--out", tmp_path / "s", *ALL_COLUMNS)
+    assert outcome.code == 4
+    assert "mpp (Resolution of the pictures, µm per pixel.): is missing" in outcome.err
+    assert not (tmp_path / "s").exists()
 
 
 def test_an_existing_store_is_not_replaced_by_accident(run_command, folder, tmp_path):

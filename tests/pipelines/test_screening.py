@@ -11,6 +11,7 @@ import pytest
 
 from esad_med.method.detector import Detector
 from pipelines.pathology import config_of
+from pipelines.scoring import read_scores
 from pipelines.screening import screening_config
 
 
@@ -111,6 +112,43 @@ def test_a_second_run_keeps_complete_slides(screened, composed, trained, run_com
     for name in ("tumor_1", "tumor_2"):
         for file in ("scores.csv", "slide.json", "heatmap.tif"):
             assert (out / name / file).read_bytes() == (screened / name / file).read_bytes()
+
+
+def test_slides_that_come_later_join_the_table(screened, composed, trained, run_command, tmp_path):
+    """Day by day into one folder: the tables keep what was found before."""
+    out = tmp_path / "days"
+    shutil.copytree(screened, out)
+    shutil.copy(composed / "normal_1.tif", tmp_path / "later.tif")
+    (tmp_path / "bad.svs").write_text("not a slide")
+    screen = ("screen", "--detector", trained, "--out", out)
+    assert run_command(*screen, tmp_path / "later.tif", tmp_path / "bad.svs").code == 3
+    slides = pd.read_csv(out / "slides.csv").set_index("case_id")
+    assert slides.index.tolist() == ["normal_1", "tumor_1", "normal_2", "tumor_2", "later"]
+    assert slides["slide_score"]["later"] == slides["slide_score"]["normal_1"]
+    assert slides["truth"].tolist()[:4] == [0, 1, 0, 1]
+    assert run_command(*screen, tmp_path / "later.tif").code == 0
+    assert pd.read_csv(out / "failures.csv")["case_id"].tolist() == ["bad"]
+    assert len(pd.read_csv(out / "slides.csv")) == 5
+
+
+def test_results_of_other_settings_are_not_mixed(
+    screened, composed, trained, run_command, tmp_path
+):
+    out = tmp_path / "other"
+    shutil.copytree(screened, out)
+    finer = ("--set", "tiles.stride_px=32")
+    run_command("screen", composed / "normal_2.tif", "--detector", trained, "--out", out, *finer)
+    assert pd.read_csv(out / "slides.csv")["case_id"].tolist() == ["normal_2"]
+    table = read_scores(out)
+    assert set(table["case_id"]) == {"normal_2"}
+
+
+def test_an_annotated_slide_without_a_label_has_a_truth(composed, trained, run_command, tmp_path):
+    out = tmp_path / "out"
+    screen = ("screen", composed / "tumor_2.tif", "--annotations", composed)
+    assert run_command(*screen, "--detector", trained, "--out", out).code == 0
+    assert pd.read_csv(out / "slides.csv")["truth"].tolist() == [1]
+    assert json.loads((out / "tumor_2" / "slide.json").read_text())["truth"] == 1
 
 
 def test_scores_do_not_depend_on_the_other_slides(
