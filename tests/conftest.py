@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from data_prep.demo_slides import compose_demo_picture, source_concentrations
 from data_prep.slide_writing import write_asap, write_manifest, write_pyramid
@@ -20,6 +21,9 @@ from esad_med.method.config import TrainConfig
 from esad_med.method.trainer import train
 from pipelines.pathology import PathologyConfig
 from pipelines.tiling import tile_slides
+
+settings.register_profile("steady", deadline=None, derandomize=True)  # alike on any machine
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -54,9 +54,11 @@ class Measures:
     set_aside: float
 
     def __str__(self) -> str:
+        low, high = self.auc_low, self.auc_high
+        interval = "too few for an interval" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
         points = ", ".join(f"{100 * s:.0f} % at {p} %" for p, s in self.sensitivity_at.items())
         return (
-            f"AUC {self.auc:.3f} ({self.auc_low:.3f} to {self.auc_high:.3f}),"
+            f"AUC {self.auc:.3f} ({interval}),"
             f" average precision {self.average_precision:.3f}; sensitivity {points} specificity;"
             f" {100 * self.set_aside:.0f} % of normals set aside at 99 % sensitivity"
             f" ({self.n_normal} normal, {self.n_anomalous} anomalous)"

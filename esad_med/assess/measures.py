@@ -9,6 +9,7 @@ from esad_med.base.interrupts import raise_if_interrupted
 
 Floats = npt.NDArray[np.float64]
 
+_LEAST_GROUPS = 2  # of each class: resamples of one show nothing of what another would change
 _FEW_GROUPS = 1000
 _CHUNK = 250_000  # weights held at once by the bootstrap: what stays in a core's cache
 
@@ -75,13 +76,13 @@ def bootstrap_auc(
         level: share of the resamples inside the interval.
 
     Returns:
-        (low, high), or NaN for both where fewer than half of the resamples hold both classes, as
-        when there is a single group.
+        (low, high), or NaN for both where they would say nothing: where a class stands in one
+        group only, or fewer than half of the resamples hold both.
     """
     labels, values = np.asarray(truth, dtype=bool), np.asarray(score, dtype=np.float64)
     codes = np.arange(len(labels)) if groups is None else pd.factorize(np.asarray(groups))[0]
     count = int(codes.max()) + 1
-    if count < 2:
+    if min(len(np.unique(codes[labels == kind])) for kind in (False, True)) < _LEAST_GROUPS:
         return float("nan"), float("nan")
     resample = _resample_few if count <= _FEW_GROUPS else _resample_many
     found = resample(labels, values, codes, count, resamples, np.random.default_rng(seed))
@@ -105,6 +106,7 @@ def _resample_few(
     anomalous, own = values[labels], codes[labels]
     wins = np.empty((count, count))
     for group in range(count):
+        raise_if_interrupted()
         normals = np.sort(values[~labels & (codes == group)])
         below = [np.searchsorted(normals, anomalous, side=side) for side in ("left", "right")]
         wins[:, group] = np.bincount(own, (below[0] + below[1]) / 2, minlength=count)

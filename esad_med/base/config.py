@@ -42,7 +42,8 @@ def load_config(
     _merge(values, _read_yaml(path) if path else {})
     for override in overrides:
         _apply_override(values, override)
-    return build_spec(kind, values, source=str(path) if path else "settings")
+    given = [str(path)] * (path is not None) + ["settings"] * bool(overrides or path is None)
+    return build_spec(kind, values, source=" and ".join(given))
 
 
 def build_spec(kind: type[S], values: object, *, source: str) -> S:
@@ -60,16 +61,41 @@ def dump_yaml(spec: Spec) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: month 13
-        raise ConfigError(f"{path}: not a YAML file ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"{path}: not a YAML file ({_yaml_reason(error)})") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of settings")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own takes the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys all differ."""
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{name}' stands there twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_reason(error: Exception) -> str:
+    """What is wrong and in which line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return str(error).splitlines()[0]
+    tab = "; indent with spaces" if "\\t" in problem else ""
+    return f"line {mark.line + 1}: {problem}{tab}"
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -105,6 +131,10 @@ def _explain(kind: type[Spec], error: ValidationError) -> list[str]:
             near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
             messages.append(f"{path}: unknown key; {hint}")
+        elif item["type"] == "missing":
+            field = kind.model_fields.get(path)
+            what = f" ({field.description})" if field and field.description else ""
+            messages.append(f"{path}{what}: is missing; give it, such as with --{path}")
         else:
             value = item.get("input")
             found = "" if isinstance(value, dict) else f" (found {repr(value)[:80]})"

@@ -51,6 +51,9 @@ class SampleStore:
         self.path = Path(path)
         if not self.path.is_dir():
             raise StoreError(f"{path}: no such folder, expected a SampleStore (store.json inside)")
+        if not (self.path / "store.json").exists():
+            found = "is a detector" if (self.path / "contract.json").exists() else "no store.json"
+            raise StoreError(f"{path}: {found}, expected a SampleStore made by `tile` or `import`")
         self.contract = read_json(self.path / "store.json", StoreError)
         if self.contract.get("format") != FORMAT:
             raise StoreError(

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,13 +23,32 @@ EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     name="esad-med",
-    help="Screen pathology slides and triage chest X-rays with very few labeled anomalies."
-    " Research use only, not for diagnosis.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        print(metadata.version("esad-med"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print it.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Screen pathology slides with very few labeled anomalies.
+
+    Research use only, not for diagnosis.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

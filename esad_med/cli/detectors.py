@@ -52,16 +52,18 @@ def train(
         )
     finish(
         detector.summary(),
-        [f"detector in {out}", *(f"  {k}: {_fact(v)}" for k, v in detector.summary().items())],
+        [f"detector in {out}", *(f"  {k}: {_fact(k, v)}" for k, v in detector.summary().items())],
         as_json=as_json,
     )
 
 
-def _fact(value: object) -> str:
+def _fact(name: str, value: object) -> str:
     if value is None:
         return "not measured"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if name == "held-out AUC" and isinstance(value, float):
+        return f"{100 * value:.1f} %, mean over single members"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

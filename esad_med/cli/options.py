@@ -11,7 +11,7 @@ ConfigFile = Annotated[
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="One setting, KEY=VALUE, such as tiles.mpp=0.5; repeatable."),
+    typer.Option("--set", help="One setting, GROUP.KEY=VALUE, as in --config; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")]

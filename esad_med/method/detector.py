@@ -346,6 +346,10 @@ def _chunks(batches: Batches, size: int) -> Iterator[npt.NDArray[Any]]:
 def _check_files(path: Path) -> None:
     if not path.is_dir():
         raise ModelError(f"{path}: no such folder, expected a detector ({CONTRACT} inside)")
+    if (path / "store.json").exists():
+        raise ModelError(f"{path}: is a SampleStore, expected a detector made by `esad-med train`")
+    if not (path / "checkpoints").exists() and not (path / CONTRACT).exists():
+        raise ModelError(f"{path}: no {CONTRACT} inside, expected a detector made by `train`")
     if not (path / CHECKSUMS).exists():
         raise ModelError(
             f"{path}: no {CHECKSUMS}, so not a finished detector; finish it with"

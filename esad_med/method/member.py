@@ -280,8 +280,8 @@ class Member:
         )
         return ModelError(
             f"member {self.index}, epoch {epoch}: {what} is not finite (NaN or infinite); {last}"
-            " train anew with a lower optimizer.lr, optimizer.clip=1, loss.norm=rms or"
-            " loss.reduction=mean"
+            " train anew (--overwrite) with a lower optimizer.lr, optimizer.clip=1, loss.norm=rms"
+            " or loss.reduction=mean"
         )
 
 

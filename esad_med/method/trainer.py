@@ -39,6 +39,7 @@ from esad_med.method.training_folder import curves, open_folder, write_metrics, 
 from esad_med.method.transforms import InputTransform
 
 Say = Callable[[str], None]
+_FEW_NORMALS = 100  # held out: a percentile is then a step of more than one percent
 
 
 def train(
@@ -241,10 +242,13 @@ def _private_randomness(device: torch.device) -> Iterator[None]:
 
 def _describe(chosen: TrainingSet, folds: list[Fold], config: TrainConfig) -> str:
     held = len(folds[0].held_normals)
+    warnings = "" if held >= _FEW_NORMALS else "; so few give coarse percentiles"
+    if not len(chosen.outliers):
+        warnings += "; without labeled outliers only unusual reconstructions can be told"
     return (
         f"{len(chosen.normals)} normal or unlabeled samples and {len(chosen.outliers)} labeled"
         f" outliers; {config.members} member(s), about {held} normals held out by"
-        f" {held_out_by(chosen, folds)} for each"
+        f" {held_out_by(chosen, folds)} for each{warnings}"
     )
 
 

@@ -38,6 +38,13 @@ def test_ties_count_one_half():
     assert bootstrap_auc([0, 1, 0, 1], [1.0] * 4, ["a", "a", "b", "b"]) == (0.5, 0.5)
 
 
+def test_one_group_of_a_class_gives_no_interval():
+    truth, score = [0, 0, 0, 1, 1, 1], [1, 2, 3, 2, 3, 4]
+    assert np.isfinite(bootstrap_auc(truth, score, list("abcdee"))).all()
+    assert np.isnan(bootstrap_auc(truth, score, list("abcddd"))).all()
+    assert np.isnan(bootstrap_auc(truth, score, list("aaadef"))).all()
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(-5, 5)), min_size=2, max_size=40))
 def test_auc_is_unchanged_by_a_rising_map_and_turned_by_a_falling_one(pairs):

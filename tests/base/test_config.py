@@ -43,6 +43,8 @@ def test_overrides_win_over_the_file(tmp_path):
         ("- 1", "expected a mapping"),
         ("a: [", "not a YAML file"),
         ("tiles: {mpp: .nan}", "tiles.mpp"),
+        ("tiles:\n  size: 3\n  size: 4\n", "line 3: key 'size' stands there twice"),
+        ("tiles:\n\tsize: 3\n", "line 2: .*indent with spaces"),
     ],
 )
 def test_bad_settings_name_the_key_and_the_remedy(tmp_path, text, message):
@@ -50,6 +52,20 @@ def test_bad_settings_name_the_key_and_the_remedy(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(Whole, path)
+
+
+def test_an_override_is_not_blamed_on_the_file_alone(tmp_path):
+    (tmp_path / "c.yaml").write_text("name: b")
+    with pytest.raises(ConfigError, match=r"c\.yaml and settings: tiles\.sise: unknown key"):
+        load_config(Whole, tmp_path / "c.yaml", ["tiles.sise=3"])
+
+
+def test_a_missing_setting_says_what_it_is():
+    class Needed(Spec):
+        edge: int = Field(description="Pixels.")
+
+    with pytest.raises(ConfigError, match=r"edge \(Pixels\.\): is missing"):
+        load_config(Needed)
 
 
 @pytest.mark.parametrize("override", ["tiles.size", "=3", "name.deep=1", "tiles.size=[", "x=1"])

@@ -137,7 +137,7 @@ def no_range(path):
         (other_format, "format 'x'"),
         (no_range, "missing or wrong"),
         (lambda path: (path / "samples.csv").unlink(), "not a table"),
-        (lambda path: (path / "store.json").unlink(), "cannot be read"),
+        (lambda path: (path / "store.json").unlink(), "no store.json, expected a SampleStore"),
         (shutil.rmtree, "no such folder"),
     ],
 )

@@ -107,6 +107,9 @@ def test_one_flipped_byte_is_refused(detector: Detector, tmp_path: Path, name: s
 def test_incomplete_detectors_are_refused(detector: Detector, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such folder"):
         Detector.load(tmp_path / "none")
+    with pytest.raises(ModelError, match="expected a detector made by `train`"):
+        Detector.load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ModelError, match="not a finished detector"):
         Detector.load(tmp_path)
     detector.save(tmp_path)
