@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.slides import Slide
-from esad_med.base.cases import Case, read_table
+from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml, load_config
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ModelError
 from esad_med.base.runs import (
@@ -24,9 +24,6 @@ from esad_med.base.runs import (
     no_progress,
     output_error,
     read_json,
-    versions,
-    write_csv,
-    write_failures,
     write_json,
     write_text,
 )
@@ -42,9 +39,9 @@ from pipelines.pathology import (
     prepare_slide,
     tumor_fractions,
 )
+from pipelines.screening_tables import read_earlier, run_facts, write_tables
 from pipelines.slide_results import (
     ALARM_PERCENTILE,
-    SLIDE_COLUMNS,
     SlideScores,
     write_slide_results,
 )
@@ -167,9 +164,9 @@ def screen_slides(
     _refuse_other_folder(out, cases)
     ensure_folder(out)
     (out / _JOURNAL).touch()  # tells a screening's folder from any other
-    earlier = _read_earlier(out, cases, detector, config)
+    earlier = read_earlier(out, cases, detector, config)
     write_text(out / "config.yaml", dump_yaml(config))
-    write_json(out / "run.json", _run_facts(detector))
+    write_json(out / "run.json", run_facts(detector))
     journal = Journal(out / _JOURNAL)
     summary = ScreeningSummary(out)
     for case in cases:
@@ -185,7 +182,7 @@ def screen_slides(
         summary.failures += [Failure(**value) for value in found["failures"]]
         summary.slides.append(found)
         say(_line(found))
-    _write_tables(out, summary, cases, earlier)
+    write_tables(out, summary.slides, summary.failures, cases=cases, earlier=earlier)
     return summary
 
 
@@ -237,59 +234,3 @@ def _line(found: dict[str, Any]) -> str:
         f"{found['case_id']}: slide score {found['slide_score']:.4g}, {found['tiles']} tiles,"
         f" {found['area_above_threshold_mm2']:.3g} mm² above the threshold"
     )
-
-
-@dataclass(frozen=True)
-class _Earlier:
-    """Rows of slides.csv and failures.csv that this run does not replace."""
-
-    slides: list[dict[str, str]] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-
-def _read_earlier(
-    out: Path, cases: Sequence[Case], detector: Detector, config: PathologyConfig
-) -> _Earlier:
-    """What earlier runs say of other slides; forgotten where detector or settings were others."""
-    config_file, run_file = out / "config.yaml", out / "run.json"
-    tables = [out / "slides.csv", out / "failures.csv"]
-    if not all(path.exists() for path in (config_file, run_file, *tables)):
-        return _Earlier()
-    with suppress(CaseError, OSError, UnicodeDecodeError, KeyError, TypeError):
-        alike = config_file.read_text(encoding="utf-8") == dump_yaml(config)
-        if alike and read_json(run_file, CaseError)["detector"] == detector.digest:
-            slides, failures = (read_table(path).to_dict("records") for path in tables)
-            ids = [case.case_id for case in cases]
-            return _Earlier(
-                [
-                    {str(k): str(v) for k, v in row.items()}
-                    for row in slides
-                    if row["case_id"] not in ids
-                    and (out / str(row["case_id"]) / "slide.json").exists()
-                ],
-                [
-                    Failure(**{str(k): str(v) for k, v in row.items()})
-                    for row in failures
-                    if not any(f"{row['case_id']}_".startswith(f"{name}_") for name in ids)
-                ],
-            )
-    for table in tables:
-        table.unlink()  # an interrupted run must not leave them beside the new settings
-    return _Earlier()
-
-
-def _write_tables(
-    out: Path, summary: ScreeningSummary, cases: Sequence[Case], earlier: _Earlier
-) -> None:
-    columns = (*SLIDE_COLUMNS, "patient_id", "truth")
-    patients = {case.case_id: case.patient_id for case in cases}
-    rows = [[row.get(name, "") for name in columns] for row in earlier.slides]
-    for found in summary.slides:
-        truth = "" if found["truth"] is None else found["truth"]
-        rows.append([*(found[n] for n in SLIDE_COLUMNS), patients[found["case_id"]], truth])
-    write_csv(out / "slides.csv", columns, rows)
-    write_failures(out / "failures.csv", [*earlier.failures, *summary.failures])
-
-
-def _run_facts(detector: Detector) -> dict[str, Any]:
-    return {"command": "screen", "detector": detector.digest, "versions": versions()}

@@ -1,0 +1,86 @@
+"""The run folder of a screening: its tables, and what earlier runs into it said of other slides."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from esad_med.base.cases import Case, read_table
+from esad_med.base.config import dump_yaml
+from esad_med.base.errors import CaseError
+from esad_med.base.runs import Failure, read_json, versions, write_csv, write_failures
+from esad_med.method.detector import Detector
+from pipelines.pathology import PathologyConfig
+from pipelines.slide_results import SLIDE_COLUMNS
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Rows of slides.csv and failures.csv that this run does not replace."""
+
+    slides: list[dict[str, str]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def read_earlier(
+    out: Path, cases: Sequence[Case], detector: Detector, config: PathologyConfig
+) -> Earlier:
+    """What earlier runs say of other slides; forgotten where detector or settings were others."""
+    config_file, run_file = out / "config.yaml", out / "run.json"
+    tables = [out / "slides.csv", out / "failures.csv"]
+    if not all(path.exists() for path in (config_file, run_file, *tables)):
+        return Earlier()
+    with suppress(CaseError, OSError, UnicodeDecodeError, KeyError, TypeError):
+        alike = config_file.read_text(encoding="utf-8") == dump_yaml(config)
+        if alike and read_json(run_file, CaseError)["detector"] == detector.digest:
+            slides, failures = (read_table(path).to_dict("records") for path in tables)
+            ids = [case.case_id for case in cases]
+            return Earlier(
+                [
+                    {str(k): str(v) for k, v in row.items()}
+                    for row in slides
+                    if row["case_id"] not in ids
+                    and (out / str(row["case_id"]) / "slide.json").exists()
+                ],
+                [
+                    Failure(**{str(k): str(v) for k, v in row.items()})
+                    for row in failures
+                    if not any(f"{row['case_id']}_".startswith(f"{name}_") for name in ids)
+                ],
+            )
+    for table in tables:
+        table.unlink()  # an interrupted run must not leave them beside the new settings
+    return Earlier()
+
+
+def write_tables(
+    out: Path,
+    slides: Sequence[Mapping[str, Any]],
+    failures: Sequence[Failure],
+    *,
+    cases: Sequence[Case],
+    earlier: Earlier,
+) -> None:
+    """Write ``slides.csv`` and ``failures.csv``: what earlier runs say of other slides, then this.
+
+    Args:
+        out: the run folder.
+        slides: of this run, as in their ``slide.json``.
+        failures: of this run.
+        cases: of this run.
+        earlier: rows to keep.
+    """
+    columns = (*SLIDE_COLUMNS, "patient_id", "truth")
+    patients = {case.case_id: case.patient_id for case in cases}
+    rows = [[row.get(name, "") for name in columns] for row in earlier.slides]
+    for found in slides:
+        truth = "" if found["truth"] is None else found["truth"]
+        rows.append([*(found[n] for n in SLIDE_COLUMNS), patients[found["case_id"]], truth])
+    write_csv(out / "slides.csv", columns, rows)
+    write_failures(out / "failures.csv", [*earlier.failures, *failures])
+
+
+def run_facts(detector: Detector) -> dict[str, Any]:
+    """The content of ``run.json``."""
+    return {"command": "screen", "detector": detector.digest, "versions": versions()}
