@@ -26,9 +26,10 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch
 	$(PIP) -c constraints.txt -e '.[reference,dev]'
-# staintools asks for opencv-python, which needs a desktop's libGL; the headless build does not.
+# staintools asks for opencv-python, which needs a desktop's libGL; the headless build does not. Both
+# are one folder, so removing the one takes files of the other, which is written again.
 	$(BIN)/python -m pip uninstall -q -y opencv-python
-	$(PIP) -c constraints.txt --no-deps opencv-python-headless
+	$(PIP) -c constraints.txt --no-deps --force-reinstall opencv-python-headless
 	touch $(READY)
 
 clean:
