@@ -301,6 +301,14 @@ def test_a_bad_manifest_is_refused(name, composed, trained, run_command, tmp_pat
         assert not (tmp_path / "out").exists()
 
 
+def test_a_slide_named_like_a_table_is_refused(composed, trained, run_command, tmp_path):
+    slide = tmp_path / "slides.csv.tif"
+    shutil.copy(composed / "normal_1.tif", slide)
+    outcome = run_command("screen", slide, "--detector", trained, "--out", tmp_path / "out")
+    refused(outcome, "case_id 'slides.csv' must be usable as a folder's name")
+    assert not (tmp_path / "out").exists()
+
+
 def test_tumor_in_a_slide_called_normal_is_set_aside(composed, run_command, tmp_path):
     manifest = tmp_path / "m.csv"
     slide = composed / "tumor_1"

@@ -106,11 +106,17 @@ def _separator_hint(table: pd.DataFrame) -> str:
 
 
 def check_cases(cases: Sequence[Case], *, source: str) -> None:
-    """Refuse duplicates and patients that stand in more than one split.
+    """Refuse unusable names, duplicates, and patients that stand in more than one split.
 
     Raises:
         CaseError: with the first offender.
     """
+    for case in cases:
+        if not _is_folder_name(case.case_id):
+            raise CaseError(
+                f"{source}: case_id '{case.case_id[:60]}' must be usable as a folder's name: up to"
+                f" {_LONGEST_NAME} bytes without / or \\, none of {', '.join(sorted(_RUN_FILES))}"
+            )
     _refuse_duplicate_names(cases, source)
     _refuse_duplicates([str(case.path.resolve()) for case in cases], "path", source)
     check_patients((case.patient_id, case.split) for case in cases)
@@ -161,11 +167,6 @@ def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Case:
     where = f"{manifest.name} line {line}"
     path = _find_file(manifest, row["path"], where)
     case_id = row.get("case_id") or path.stem
-    if not _is_folder_name(case_id):
-        raise CaseError(
-            f"{where}: case_id '{case_id[:60]}' must be usable as a folder's name: up to"
-            f" {_LONGEST_NAME} bytes without / or \\, and none of {', '.join(sorted(_RUN_FILES))}"
-        )
     split = row.get("split", "").lower()
     if split not in SPLITS:
         raise CaseError(f"{where}: split '{split}' is unknown; expected train, val, test or empty")

@@ -159,7 +159,7 @@ class Member:
             torch.manual_seed(derive_seed(self.config.seed, self.index, engine.state.epoch, 4))
             self._sums.zero_()
 
-        def set_rate(engine: Engine) -> None:
+        def start_step(engine: Engine) -> None:
             raise_if_interrupted()
             step, length = engine.state.iteration - 1, len(self.batches)
             rate = learning_rate(step, length, self.config.epochs, self.config.optimizer)
@@ -191,7 +191,7 @@ class Member:
                 engine.terminate()
 
         trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
-        trainer.add_event_handler(Events.ITERATION_STARTED, set_rate)
+        trainer.add_event_handler(Events.ITERATION_STARTED, start_step)
         trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, check_loss)
         trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, clip)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.average.update())
