@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any
@@ -20,6 +21,8 @@ from esad_med.base.interrupts import noted_interrupts
 EXIT_SET_ASIDE = 3
 EXIT_ERROR = 4
 EXIT_INTERRUPTED = 130
+# In the order of --help
+_MODULES = ("samples", "radiographs", "detectors", "slides", "serve", "doctor")
 
 app = typer.Typer(
     name="esad-med",
@@ -45,7 +48,7 @@ def options(
         typer.Option("--version", help="Print it.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
-    """Screen pathology slides with very few labeled anomalies.
+    """Screen pathology slides and triage chest X-rays with very few labeled anomalies.
 
     Research use only, not for diagnosis.
     """
@@ -53,9 +56,10 @@ def options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
-    for module in ("samples", "detectors", "slides", "doctor"):  # in the order of --help
+    for module in _MODULES:
         import_module(f"esad_med.cli.{module}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _silence_values()
     try:
         with noted_interrupts():
             app(arguments)
@@ -68,6 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         fail(f"{name}{error.strerror or error}; check the path, its permissions and the disk")
+
+
+def _silence_values() -> None:
+    """Warnings of pydicom repeat the values of a file, patients' names among them."""
+    libraries = ("pydicom", "highdicom", "pynetdicom")
+    for name in libraries:
+        warnings.filterwarnings("ignore", module=rf"{name}\.")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(lambda record: record.name.partition(".")[0] not in libraries)
 
 
 def say(line: str) -> None:

@@ -19,7 +19,13 @@ from esad_med.method.fusion import (
     held_out_auc,
     learn_norm_weight,
 )
-from esad_med.method.member import HeldOutTerms, MemberData, held_out_terms, load_weights
+from esad_med.method.member import (
+    HeldOutTerms,
+    MemberData,
+    held_out_terms,
+    load_weights,
+    residual_quantiles,
+)
 from esad_med.method.networks import NetworkSpec
 from esad_med.method.transforms import InputTransform
 
@@ -65,10 +71,12 @@ def calibrate(
         device: where to compute.
         held_out_by: what the folds kept whole.
     """
-    held = []
+    held, limits = [], []
     for fold, state in zip(folds, weights, strict=True):
         data = MemberData(samples, fold, transform)
         network = load_weights(spec, state, device)
+        if spec.kind == "image":
+            limits.append(residual_quantiles(network, data, fold.held_normals))
         held.append(
             _HeldOut(
                 fold,
@@ -88,6 +96,7 @@ def calibrate(
         held_out_by=held_out_by,
         auc=held_out_auc(judged, (fusion.reconstruction_weight, fusion.norm_weight)),
         outliers=len(marked),
+        residual_limits=tuple(np.mean(limits, axis=0).tolist()) if limits else None,
     )
 
 

@@ -30,6 +30,8 @@ class InputContract(Spec):
         mpp: nominal µm per pixel, None where the modality has none.
         stain: stain normalization by name, None where there is none.
         stain_target: its target as a plain mapping, None with no normalization.
+        view_positions: of radiographs, such as ("PA",); None where the modality has none.
+        crop_share: central part of each side of a radiograph that is seen; None likewise.
     """
 
     modality: str
@@ -39,6 +41,8 @@ class InputContract(Spec):
     mpp: float | None = None
     stain: str | None = None
     stain_target: dict[str, Any] | None = None
+    view_positions: tuple[str, ...] | None = None
+    crop_share: float | None = None
 
     @property
     def is_image(self) -> bool:
@@ -62,6 +66,8 @@ class InputContract(Spec):
                 "mpp": contract.get("mpp"),
                 "stain": (preparation.get("stain") or {}).get("method"),
                 "stain_target": preparation.get("stain_target"),
+                "view_positions": contract.get("view_positions"),
+                "crop_share": (preparation.get("xray") or {}).get("crop_share"),
             }
             return build_spec(cls, values, source=f"{store.path}/store.json")
         except (AttributeError, ConfigError) as error:
@@ -81,6 +87,9 @@ class Calibration(Spec):
         auc: of held-out labeled outliers against held-out normals by single members, mean over
             them, a cautious estimate of the ensemble's; None without outliers.
         outliers: how many held-out labeled outliers there were.
+        residual_limits: median and 99th percentile of the residual maps' pixels on held-out
+            normals, mean over members, so that maps of all pictures share a scale; None for
+            vectors.
     """
 
     quantiles: tuple[float, ...] = Field(min_length=2)
@@ -88,6 +97,7 @@ class Calibration(Spec):
     held_out_by: str
     auc: float | None = None
     outliers: int = 0
+    residual_limits: tuple[float, float] | None = None
 
     def percentile(self, score: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Share of held-out normals below each score, in 0 ... 100, interpolated."""
@@ -140,6 +150,8 @@ def check_input(
     mpp: float | None,
     stain: str | None,
     stain_target: Mapping[str, Any] | None,
+    view_positions: Sequence[str] | None = None,
+    crop_share: float | None = None,
 ) -> None:
     """Refuse input that differs from what a detector was trained on.
 
@@ -153,6 +165,8 @@ def check_input(
         mpp: µm per pixel; within 5 % of the trained one.
         stain: name of the normalization; "none" and None are the same.
         stain_target: its target; compared number by number, the name aside.
+        view_positions: of radiographs; any of the trained ones.
+        crop_share: central part of each side of a radiograph.
 
     Raises:
         ModelError: saying what was found, what the detector expects, and what to change.
@@ -167,6 +181,8 @@ def check_input(
     _same(source, "value range", ranges, own.value_range, "store samples in the trained range")
     _check_mpp(source, mpp, own.mpp)
     _check_stain(source, stain, stain_target, own)
+    _check_views(source, view_positions, own.view_positions)
+    _same(source, "crop share", crop_share, own.crop_share, "prepare the images as in training")
 
 
 def _same(source: str, name: str, found: object, expected: object, remedy: str) -> None:
@@ -182,6 +198,16 @@ def _check_mpp(source: str, found: float | None, expected: float | None) -> None
             f"{source}: {found} µm per pixel, this detector expects {expected} ± 5 %; tile at that"
             " resolution, or train a detector at this one"
         )
+
+
+def _check_views(source: str, found: Sequence[str] | None, expected: Sequence[str] | None) -> None:
+    if set(found or ()) <= set(expected or ()) and (found is None) == (expected is None):
+        return
+    shown = [", ".join(views) if views else "none" for views in (found, expected)]
+    raise ModelError(
+        f"{source}: views {shown[0]}, this detector was trained on {shown[1]}; use a detector of"
+        " these views"
+    )
 
 
 def _check_stain(

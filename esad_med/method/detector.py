@@ -217,6 +217,8 @@ class Detector:
             mpp=found.mpp,
             stain=found.stain,
             stain_target=found.stain_target,
+            view_positions=found.view_positions,
+            crop_share=found.crop_share,
         )
 
     def check_input(
@@ -229,6 +231,8 @@ class Detector:
         mpp: float | None = None,
         stain: str | None = None,
         stain_target: Mapping[str, Any] | None = None,
+        view_positions: Sequence[str] | None = None,
+        crop_share: float | None = None,
         source: str = "input",
     ) -> None:
         """Refuse input other than the contract's; see `contract.check_input`.
@@ -246,6 +250,8 @@ class Detector:
             mpp=mpp,
             stain=stain,
             stain_target=stain_target,
+            view_positions=view_positions,
+            crop_share=crop_share,
         )
 
     def save(self, path: Path) -> None:

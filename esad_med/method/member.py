@@ -29,6 +29,7 @@ from esad_med.method.losses import EsadLoss
 from esad_med.method.networks import Network, NetworkSpec, build_network, place
 from esad_med.method.optimization import WeightAverage, learning_rate, make_optimizer
 from esad_med.method.scores import rank_auc
+from esad_med.method.terms import residual_map
 from esad_med.method.transforms import InputTransform, as_batch
 from esad_med.method.whitening import fit_whitening
 
@@ -320,6 +321,17 @@ def held_out_terms(
     network.train(training)
     joined = np.concatenate([np.empty((2, 0)), *parts], axis=1)
     return HeldOutTerms(joined[0], joined[1])
+
+
+def residual_quantiles(network: nn.Module, data: MemberData, rows: Indices) -> tuple[float, float]:
+    """Median and 99th percentile of the residual maps' pixels on some pictures of the store."""
+    device = next(network.parameters()).device
+    network.eval()
+    with torch.inference_mode():
+        x = data.transform(as_batch(data.samples, rows[:_SCORING_BATCH]).to(device))
+        pixels = residual_map(network(x).x_hat, x).cpu().numpy()
+    median, high = np.quantile(pixels, (0.5, 0.99))
+    return float(median), float(high)
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,79 @@
+"""How large a compressed picture says it is, read from its first bytes, before any decoder runs."""
+
+import struct
+from itertools import pairwise
+
+_SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
+_STANDALONE = {0x01, *range(0xD0, 0xD9)}
+
+
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a PNG, JPEG, JPEG-LS or JPEG 2000 (file or bare), None if it says none."""
+    try:
+        if data[:8] == b"\x89PNG\r\n\x1a\n":
+            width, height = struct.unpack(">II", data[16:24])
+            return width, height
+        if data[:4] == b"\xff\x4f\xff\x51":
+            return _jpeg2000_size(data, 0)
+        if data[4:8] == b"jP  ":
+            start = data.find(b"\xff\x4f\xff\x51")
+            return _jpeg2000_size(data, start) if start >= 0 else None
+        if data[:2] == b"\xff\xd8":
+            return _jpeg_size(data)
+    except (struct.error, IndexError):
+        return None
+    return None
+
+
+def _jpeg2000_size(data: bytes, start: int) -> tuple[int, int]:
+    """From the SIZ marker: the extent less the offset."""
+    x1, y1, x0, y0 = struct.unpack(">IIII", data[start + 8 : start + 24])
+    return x1 - x0, y1 - y0
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """From the frame header; JPEG-LS has the same one."""
+    at = 2
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker in _STANDALONE:
+            at += 2
+        elif marker in _SOF:
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return width, height
+        else:
+            at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
+    return None
+
+
+def rle_sizes(frame: bytes) -> list[int]:
+    """Bytes that each segment of a DICOM RLE frame unpacks to (PS3.5 annex G), by counting runs.
+
+    Raises:
+        ValueError: the header points outside of the frame.
+    """
+    if len(frame) < 64:
+        raise ValueError("an RLE frame without its header")
+    count, *offsets = struct.unpack("<16I", frame[:64])
+    if not 1 <= count <= 15:
+        raise ValueError("an RLE frame with no or too many segments")
+    starts = [*offsets[:count], len(frame)]
+    if starts != sorted(starts) or starts[0] < 64:
+        raise ValueError("an RLE frame whose segments lie outside of it")
+    return [_unpacked(frame[a:b]) for a, b in pairwise(starts)]
+
+
+def _unpacked(segment: bytes) -> int:
+    at = done = 0
+    end = len(segment)
+    while at < end:
+        control = segment[at]
+        if control < 128:
+            at += control + 2
+            done += control + 1
+        else:
+            at += 1 if control == 128 else 2
+            done += 0 if control == 128 else 257 - control
+    return done

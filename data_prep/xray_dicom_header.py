@@ -1,0 +1,123 @@
+"""The facts of a DICOM radiograph's header, in the words of `XrayHeader`."""
+
+import datetime
+import math
+import re
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+from data_prep.xray_header import AP, LATERAL, PA, XrayHeader, plain
+from esad_med.base.errors import ImageError
+
+_AGE = re.compile(r"(\d{1,3})\s*([DWMY]?)")
+_PER_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
+# ViewCodeSequence, context group 4010: SNOMED CT, and the SRT codes that older devices write.
+_VIEW_CODES = {
+    **dict.fromkeys(("399348003", "R-10206"), AP),
+    **dict.fromkeys(("272479007", "R-40888", "R-10214"), PA),
+    **dict.fromkeys(("399067008", "R-102CD"), LATERAL),
+    **dict.fromkeys(("399173006", "R-10236"), LATERAL),  # left
+    **dict.fromkeys(("399198007", "R-10232"), LATERAL),  # right
+}
+_VIEW_WORDS = ((re.compile(r"^(PA|AP)\b"), None), (re.compile(r"^(LL|RL|LAT)"), LATERAL))
+
+
+def read_header(dataset: Dataset) -> XrayHeader:
+    """The facts of a header; whatever cannot be understood counts as not stated.
+
+    Raises:
+        ImageError: Rows or Columns is not a number.
+    """
+    try:
+        rows, columns = int(dataset.Rows), int(dataset.Columns)
+    except (TypeError, ValueError) as error:
+        raise ImageError("Rows or Columns is not a number") from error
+    return XrayHeader(
+        kind="DICOM",
+        rows=rows,
+        columns=columns,
+        modality=plain(_text(dataset, "Modality")).upper(),
+        body_part=plain(_text(dataset, "BodyPartExamined")).upper(),
+        view=view_of(dataset),
+        age=age_of(dataset),
+        sex=plain(_text(dataset, "PatientSex")).upper()[:1],
+        patient_id=_text(dataset, "PatientID"),
+        study_uid=_text(dataset, "StudyInstanceUID"),
+        sop_instance_uid=_text(dataset, "SOPInstanceUID"),
+        study_date=_text(dataset, "StudyDate"),
+        accession_number=_text(dataset, "AccessionNumber"),
+        species=_species(dataset),
+        for_processing=_text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING",
+        spacing_mm=_spacing(dataset),
+    )
+
+
+def view_of(dataset: Dataset) -> str:
+    """PA, AP, lateral, or another view's name; empty where the file says none.
+
+    ViewPosition first, then ViewCodeSequence; a picture whose rows or columns run from front to
+    back (PatientOrientation) is lateral whatever they say.
+    """
+    orientation = dataset.get("PatientOrientation")
+    if isinstance(orientation, MultiValue) and any(str(v)[:1] in {"A", "P"} for v in orientation):
+        return LATERAL
+    position = plain(_text(dataset, "ViewPosition")).upper()
+    for pattern, name in _VIEW_WORDS:
+        if match := pattern.match(position):
+            return name or match[1]
+    if position:
+        return position
+    for item in dataset.get("ViewCodeSequence") or ():
+        code = _text(item, "CodeValue")
+        return _VIEW_CODES.get(code, plain(code))
+    return ""
+
+
+def age_of(dataset: Dataset) -> float | None:
+    """Years at the time of the study: PatientAge, else birth date to study date, else None.
+
+    A bare number, which the standard does not allow, counts as years.
+    """
+    match = _AGE.fullmatch(_text(dataset, "PatientAge").strip().upper())
+    if match:
+        return int(match[1]) / _PER_YEAR[match[2]]
+    born, taken = (_date(_text(dataset, name)) for name in ("PatientBirthDate", "StudyDate"))
+    if born is None or taken is None or taken < born:
+        return None
+    return (taken - born).days / 365.25
+
+
+def _date(text: str) -> datetime.date | None:
+    try:
+        return datetime.datetime.strptime(text.strip().replace(".", ""), "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def _species(dataset: Dataset) -> str:
+    """An animal's, empty for people."""
+    text = plain(_text(dataset, "PatientSpeciesDescription"))
+    for item in dataset.get("PatientSpeciesCodeSequence") or ():
+        text = text or plain(_text(item, "CodeMeaning"))
+    return "" if text.lower() in {"homo sapiens", "human"} else text
+
+
+def _spacing(dataset: Dataset) -> tuple[float, float] | None:
+    """Millimetres between rows and between columns; PixelSpacing, else ImagerPixelSpacing."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        value = dataset.get(name)
+        try:
+            rows, columns = (float(v) for v in value or ())
+        except (TypeError, ValueError):
+            continue
+        if 0 < rows < math.inf and 0 < columns < math.inf:
+            return rows, columns
+    return None
+
+
+def _text(dataset: Dataset, name: str) -> str:
+    value = dataset.get(name)
+    if value is None or isinstance(value, MultiValue):
+        return "" if value is None or not len(value) else str(value[0])
+    return str(value)

@@ -1,0 +1,54 @@
+"""What a radiograph's file says of itself, whatever its format."""
+
+import re
+from dataclasses import dataclass
+
+PA, AP, LATERAL = "PA", "AP", "lateral"
+
+_CODE_STRING = re.compile(r"[^A-Za-z0-9 _.+/-]")
+
+
+@dataclass(frozen=True)
+class XrayHeader:
+    """The facts that decide what is done with an image; empty or None where the file is silent.
+
+    Attributes:
+        kind: PNG, JPEG, DICOM or NIfTI.
+        rows: height in pixels, upright.
+        columns: width in pixels, upright.
+        modality: DICOM's, such as DX.
+        body_part: DICOM's, such as CHEST.
+        view: `PA`, `AP`, `LATERAL`, or another view's name.
+        age: of the patient in years at the time of the study.
+        sex: M, F or O.
+        patient_id: an identifier; never to be shown.
+        study_uid: an identifier; never to be shown.
+        sop_instance_uid: an identifier; never to be shown.
+        study_date: YYYYMMDD, with the others an identifier.
+        accession_number: an identifier.
+        species: of an animal, where the file says one.
+        for_processing: raw detector values, not made to be looked at.
+        spacing_mm: (between rows, between columns) at the detector, or None.
+    """
+
+    kind: str
+    rows: int
+    columns: int
+    modality: str = ""
+    body_part: str = ""
+    view: str = ""
+    age: float | None = None
+    sex: str = ""
+    patient_id: str = ""
+    study_uid: str = ""
+    sop_instance_uid: str = ""
+    study_date: str = ""
+    accession_number: str = ""
+    species: str = ""
+    for_processing: bool = False
+    spacing_mm: tuple[float, float] | None = None
+
+
+def plain(text: str) -> str:
+    """A coded value as it may be shown: no free text, at most 16 characters."""
+    return _CODE_STRING.sub("?", text.strip())[:16]

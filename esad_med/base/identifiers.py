@@ -1,0 +1,134 @@
+"""Keyed hashes instead of patient and study identifiers, and the private map that resolves them.
+
+RUN/private/key        32 random bytes, mode 0600: who does not have it cannot try identifiers out
+RUN/private/map.csv    case_id, kind, identifier; mode 0600
+"""
+
+import csv
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from esad_med.base.cases import read_table
+from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.runs import output_error
+
+_KEY_BYTES = 32
+_SHOWN = 16  # hexadecimal digits: 64 bits, two of a million studies meet once in 40 million runs
+
+
+class Pseudonyms:
+    """Names for identifiers: the same key and identifier give the same name, always.
+
+    Attributes:
+        folder: ``private``, mode 0700; holds the map and, where none was given, the key.
+    """
+
+    def __init__(self, folder: Path, *, key_file: Path | None = None) -> None:
+        """Read the key, or draw one where there is none yet.
+
+        Args:
+            folder: where ``map.csv`` is kept; made where it is missing.
+            key_file: a key shared by several runs, so that they give a patient the same name.
+
+        Raises:
+            ConfigError: a folder that cannot be written, or a file that is no key.
+        """
+        self.folder = folder
+        _make_private(folder)
+        self._key = _read_or_draw_key(key_file or folder / "key")
+        self._map = folder / "map.csv"
+        self._known = self._read_map()
+        self._added: dict[str, tuple[str, str]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells two keys apart without giving them away."""
+        return hmac.new(self._key, b"fingerprint", hashlib.sha256).hexdigest()[:_SHOWN]
+
+    def name(self, kind: str, identifier: str) -> str:
+        """The name of an identifier, such as ``study-3f9a...``; empty for an empty identifier.
+
+        Args:
+            kind: patient, study or image; equal identifiers of two kinds get different names.
+            identifier: what must not be shown.
+        """
+        if not identifier:
+            return ""
+        digest = hmac.new(self._key, f"{kind}\0{identifier}".encode(), hashlib.sha256)
+        name = f"{kind}-{digest.hexdigest()[:_SHOWN]}"
+        if name not in self._known:
+            self._known[name] = self._added[name] = (kind, identifier)
+        return name
+
+    def resolve(self, name: str) -> str:
+        """The identifier behind a name, empty where it is unknown."""
+        return self._known.get(name, ("", ""))[1]
+
+    def save(self) -> None:
+        """Add the new names to ``map.csv``.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        rows = [(name, *found) for name, found in self._added.items()]
+        new = not self._map.exists()
+        try:
+            with os.fdopen(_open_private(self._map, os.O_APPEND), "a", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerows([("case_id", "kind", "identifier")] * new + rows)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise output_error(self._map, error) from error
+        self._added.clear()
+
+    def _read_map(self) -> dict[str, tuple[str, str]]:
+        if not self._map.exists():
+            return {}
+        try:
+            rows = read_table(self._map)
+            columns: Iterable[tuple[str, str, str]] = zip(
+                rows["case_id"], rows["kind"], rows["identifier"], strict=True
+            )
+        except (CaseError, KeyError) as error:
+            raise ConfigError(
+                f"{self._map}: not a map of identifiers; move it away, it is written anew"
+            ) from error
+        return {name: (kind, identifier) for name, kind, identifier in columns}
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise output_error(folder, error) from error
+
+
+def _open_private(path: Path, flags: int) -> int:
+    """Open for writing, readable by the owner alone from the first moment."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def _read_or_draw_key(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            with os.fdopen(_open_private(path, os.O_EXCL), "wb") as file:
+                file.write(secrets.token_bytes(_KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        key = path.read_bytes()
+    except OSError as error:
+        raise output_error(path, error) from error
+    if len(key) < _KEY_BYTES:
+        raise ConfigError(
+            f"{path}: {len(key)} bytes, expected a key of at least {_KEY_BYTES}; name another file,"
+            " one that does not exist is made"
+        )
+    return key

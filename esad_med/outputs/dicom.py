@@ -1,0 +1,566 @@
+"""The DICOM results of a triaged study: a structured report and an overlay as Secondary Capture."""
+
+import datetime
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset, config
+from pydicom.charset import decode_bytes, encode_string, python_encoding
+from pydicom.datadict import dictionary_VR
+from pydicom.multival import MultiValue
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import RE_VALID_UID, generate_uid
+from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS, PersonName, validate_value
+
+from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.runs import atomic_file
+
+if TYPE_CHECKING:
+    from highdicom.sr import (
+        AlgorithmIdentification,
+        Measurement,
+        MeasurementReport,
+        MeasurementsAndQualitativeEvaluations,
+        ObservationContext,
+        SourceImageForMeasurementGroup,
+        TrackingIdentifier,
+    )
+
+NOT_FOR_DIAGNOSIS = "Research use only, not for diagnosis"
+_SCHEME = "99ESAD"  # private schemes begin with 99; the reports say whose it is
+PERCENTILE = Code("PERCENTILE", _SCHEME, "Anomaly score percentile among normal images")
+SCORE = Code("SCORE", _SCHEME, "Anomaly score")
+RECONSTRUCTION = Code("RECONSTRUCTION", _SCHEME, "Reconstruction term")
+NORM = Code("NORM", _SCHEME, "Latent norm term")
+SCOPE = Code("SCOPE", _SCHEME, "Scope of the measurements")
+WHOLE_STUDY = Code("STUDY", _SCHEME, "Whole study")
+ONE_IMAGE = Code("IMAGE", _SCHEME, "One image")
+RULE = Code("RULE", _SCHEME, "Rule of the study's score")
+INTENDED_USE = Code("INTENDED_USE", _SCHEME, "Intended use")
+RESEARCH = Code("RESEARCH", _SCHEME, NOT_FOR_DIAGNOSIS)
+_CHEST_XRAY = Code("399208008", "SCT", "Plain chest X-ray")
+_VIEWS = {"PA": codes.SCT.PosteroAnterior, "AP": codes.SCT.AnteroPosterior}
+
+_MAKER = "esad-med"
+_ALGORITHM = "esad-med ESAD"
+# A modality counts its series from 1; results stand behind them.
+_REPORT_SERIES, _CAPTURE_SERIES = 9101, 9102
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+# What a PACS files an object by: DICOM's type 2, so there even where empty
+_IDENTIFIERS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+_OPTIONAL_IDENTIFIERS = ("IssuerOfPatientID", "PatientAge", "StudyDescription")
+_OLD_MARKS = {"DA": ".", "TM": ":"}  # ACR-NEMA wrote 1995.07.20 and 11:22:07
+_ASCII = ([""], ["ISO_IR 6"])
+_TEXTS = ("PN", "LO", "SH")  # value representations that SpecificCharacterSet speaks of
+_LARGEST_EDGE_PX = 65535
+_DERIVATION = (
+    "Squared residual of the ESAD reconstruction, in color over the radiograph. "
+    f"{NOT_FOR_DIAGNOSIS}."
+)
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One scored image, as plain values; checked when made.
+
+    Attributes:
+        source: header of the image; its pixels are not needed.
+        view: "PA", "AP", or "" where unknown.
+        score: Eq. 17; higher is more anomalous.
+        percentile: 0-100, the score among the normals held out from the detector's training.
+        reconstruction: first term of the score.
+        norm: second term of the score.
+        detector: SHA-256 of the detector that scored it, as hexadecimal.
+
+    Raises:
+        CaseError: the source lacks one of the four UIDs that a reference to it is made of.
+    """
+
+    source: Dataset
+    view: str
+    score: float
+    percentile: float
+    reconstruction: float
+    norm: float
+    detector: str
+
+    def __post_init__(self) -> None:
+        """Refuse values that no detector gives, and sources that cannot be referred to."""
+        if self.view not in ("", *_VIEWS):
+            raise ValueError(f"expected view PA, AP or none, found {self.view!r}")
+        if not all(map(math.isfinite, (self.score, self.reconstruction, self.norm))):
+            raise ValueError("expected finite scores")
+        if not 0 <= self.percentile <= 100:
+            raise ValueError(f"expected a percentile in 0-100, found {self.percentile}")
+        if not re.fullmatch("[0-9a-f]{64}", self.detector):
+            raise ValueError("expected the detector's SHA-256 as 64 hexadecimal digits")
+        for keyword in _UIDS:
+            read_uid(self.source, keyword)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """All scored images of one study; checked when made.
+
+    Attributes:
+        images: at least one, all of one study.
+        driving: index of the image that gives the study its percentile.
+        rule: how the study's score comes about, in words.
+        version: of esad-med.
+        created: when the study was scored; its clock time is written as it stands, as is usual
+            in DICOM for the time of the place.
+    """
+
+    images: tuple[ImageResult, ...]
+    driving: int
+    rule: str
+    version: str
+    created: datetime.datetime
+
+    def __post_init__(self) -> None:
+        """Refuse images of several studies, and a driving image that is not among them."""
+        if not 0 <= self.driving < len(self.images):
+            raise ValueError(f"no image {self.driving} among {len(self.images)}")
+        if len({read_uid(image.source, "StudyInstanceUID") for image in self.images}) > 1:
+            raise ValueError("expected the images of one study")
+        if not self.rule or not self.version:
+            raise ValueError("expected a rule and a version")
+
+    @property
+    def driver(self) -> ImageResult:
+        """The image that gives the study its percentile."""
+        return self.images[self.driving]
+
+
+def build_structured_report(result: StudyResult) -> Dataset:
+    """A Comprehensive SR (TID 1500) with the study's score and each image's.
+
+    The first measurement group holds the study's values, then one group follows per image. The
+    document is complete, preliminary and not verified: nobody has read it.
+
+    Raises:
+        ConfigError: highdicom is not installed.
+    """
+    _require_highdicom()
+    from highdicom.coding_schemes import CodingSchemeIdentificationItem
+    from highdicom.sr import ComprehensiveSR
+
+    created = result.created
+    report = ComprehensiveSR(
+        evidence=[_evidence(image) for image in result.images],
+        content=_report_content(result)[0],
+        series_instance_uid=_make_uid(result, "report series"),
+        series_number=_REPORT_SERIES,
+        series_description="ESAD anomaly scores (research use only)",
+        sop_instance_uid=_make_uid(result, "report"),
+        instance_number=1,
+        manufacturer=_MAKER,
+        manufacturer_model_name=_MAKER,
+        software_versions=result.version,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        content_date=created.date(),
+        content_time=created.time(),
+        coding_schemes=[
+            CodingSchemeIdentificationItem(
+                _SCHEME, name="Concepts of esad-med", responsible_organization=_MAKER
+            )
+        ],
+    )
+    return _file_under_study(report, result)
+
+
+def build_secondary_capture(result: StudyResult, picture: Bytes) -> Dataset:
+    """A picture made of the driving image, such as its residual overlay, as RGB of 8 bits.
+
+    Args:
+        result: the study; the object refers to its driving image as its source.
+        picture: (h, w, 3) uint8, without anything that identifies the patient.
+
+    Raises:
+        ConfigError: highdicom is not installed.
+    """
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"expected (h, w, 3) uint8, found {picture.shape} {picture.dtype}")
+    if not 0 < min(picture.shape) <= max(picture.shape) <= _LARGEST_EDGE_PX:
+        raise ValueError(f"expected edges of 1 to {_LARGEST_EDGE_PX} pixels, found {picture.shape}")
+    _require_highdicom()
+    from highdicom.sc import SCImage
+
+    created = result.created
+    image = SCImage(
+        pixel_array=np.ascontiguousarray(picture),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "F"),  # demanded here, taken back below
+        study_instance_uid=read_uid(result.driver.source, "StudyInstanceUID"),
+        series_instance_uid=_make_uid(result, "capture series"),
+        series_number=_CAPTURE_SERIES,
+        series_description="ESAD residual overlay (research use only)",
+        sop_instance_uid=_make_uid(result, "capture"),
+        instance_number=1,
+        manufacturer=_MAKER,
+        manufacturer_model_name=_MAKER,
+        software_versions=result.version,
+        content_date=created.date(),
+        content_time=created.time(),
+    )
+    _describe_derivation(image, result)
+    return _file_under_study(image, result)
+
+
+def write_dicom(path: Path, dataset: Dataset) -> None:
+    """Write a DICOM file with preamble and file meta information, atomically.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    # In memory first: pydicom reports a value it cannot encode, patient's or not, as an OSError.
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read_uid(source: Dataset, keyword: str) -> str:
+    """A UID of a header, checked.
+
+    Raises:
+        CaseError: it is missing or not a UID.
+    """
+    uid = _read_text(source, keyword, ["ascii"]).strip(" \0")
+    if not re.fullmatch(RE_VALID_UID, uid) or len(uid) > 64:
+        problem = "not a valid UID" if uid else "missing"
+        raise CaseError(  # without the value: it identifies the study
+            f"{keyword} of a source image is {problem}; DICOM results cannot refer to it, "
+            "repair the header first"
+        )
+    return uid
+
+
+def _require_highdicom() -> None:
+    if find_spec("highdicom") is None:
+        raise ConfigError("DICOM results need highdicom; run: pip install 'esad-med[dicom]'")
+    # It tells which image it copies from: identifiers have no place in a log.
+    logging.getLogger("highdicom.base").setLevel(logging.WARNING)
+
+
+def _make_uid(result: StudyResult, kind: str) -> str:
+    """The same UID for the same study, images, detectors, version and kind."""
+    images = sorted(f"{read_uid(i.source, 'SOPInstanceUID')} {i.detector}" for i in result.images)
+    driver = read_uid(result.driver.source, "SOPInstanceUID")
+    study = read_uid(result.driver.source, "StudyInstanceUID")
+    parts = (_MAKER, result.version, kind, study, driver, *images)
+    return generate_uid(entropy_srcs=["\n".join(parts)])
+
+
+# --- the structured report ---------------------------------------------------------------------
+
+
+def _evidence(image: ImageResult) -> Dataset:
+    """What highdicom wants to know of a referenced image; identifiers are filled in afterwards.
+
+    Not the source itself: highdicom copies what stands there, valid or not, and its warnings about
+    names repeat them.
+    """
+    evidence = Dataset()
+    for keyword in _UIDS:
+        setattr(evidence, keyword, read_uid(image.source, keyword))
+    for keyword in _IDENTIFIERS:
+        setattr(evidence, keyword, None)
+    return evidence
+
+
+def _report_content(result: StudyResult) -> "MeasurementReport":
+    from highdicom.sr import MeasurementReport
+
+    return MeasurementReport(
+        observation_context=_observer(result),
+        procedure_reported=_CHEST_XRAY,
+        imaging_measurements=[_study_group(result), *_image_groups(result)],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+
+
+def _observer(result: StudyResult) -> "ObservationContext":
+    """TID 1001: this program, in this version, made the observations."""
+    from highdicom.sr import (
+        CodedConcept,
+        DeviceObserverIdentifyingAttributes,
+        ObservationContext,
+        ObserverContext,
+    )
+
+    device = DeviceObserverIdentifyingAttributes(
+        uid=generate_uid(entropy_srcs=[f"{_MAKER}\n{result.version}\ndevice"]),
+        name=_MAKER,
+        manufacturer_name=_MAKER,
+        model_name=f"{_MAKER} {result.version}",
+    )
+    observer = ObserverContext(CodedConcept.from_code(codes.DCM.Device), device)
+    return ObservationContext(observer_device_context=observer)
+
+
+def _study_group(result: StudyResult) -> "MeasurementsAndQualitativeEvaluations":
+    """TID 1501: the driving image's values as the study's, the rule, and what it is not for."""
+    from highdicom.sr import (
+        FindingSite,
+        MeasurementsAndQualitativeEvaluations,
+        QualitativeEvaluation,
+        RelationshipTypeValues,
+        TextContentItem,
+    )
+
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(result, "Study"),
+        finding_sites=[FindingSite(codes.SCT.Chest)],
+        algorithm_id=_algorithm(result, result.driver),
+        measurements=_measurements(result.driver)[:2],
+        qualitative_evaluations=[
+            QualitativeEvaluation(INTENDED_USE, RESEARCH),
+            QualitativeEvaluation(SCOPE, WHOLE_STUDY),
+        ],
+        source_images=[_reference(result.driver)],
+    )
+    group[0].ContentSequence.append(
+        TextContentItem(
+            name=RULE, value=result.rule, relationship_type=RelationshipTypeValues.CONTAINS
+        )
+    )
+    return group
+
+
+def _image_groups(result: StudyResult) -> "Iterator[MeasurementsAndQualitativeEvaluations]":
+    """TID 1501 for each image, in the given order."""
+    from highdicom.sr import (
+        FindingSite,
+        MeasurementsAndQualitativeEvaluations,
+        QualitativeEvaluation,
+    )
+
+    for number, image in enumerate(result.images, start=1):
+        evaluations = [
+            QualitativeEvaluation(INTENDED_USE, RESEARCH),
+            QualitativeEvaluation(SCOPE, ONE_IMAGE),
+        ]
+        if image.view:
+            evaluations.append(QualitativeEvaluation(codes.DCM.ImageView, _VIEWS[image.view]))
+        yield MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=_tracking(result, f"Image {number}"),
+            finding_sites=[FindingSite(codes.SCT.Chest)],
+            algorithm_id=_algorithm(result, image),
+            measurements=_measurements(image),
+            qualitative_evaluations=evaluations,
+            source_images=[_reference(image)],
+        )
+
+
+def _tracking(result: StudyResult, name: str) -> "TrackingIdentifier":
+    from highdicom.sr import TrackingIdentifier
+
+    return TrackingIdentifier(uid=_make_uid(result, f"measurements of {name}"), identifier=name)
+
+
+def _algorithm(result: StudyResult, image: ImageResult) -> "AlgorithmIdentification":
+    """TID 4019: the program and the detector, which together decide the numbers."""
+    from highdicom.sr import AlgorithmIdentification
+
+    return AlgorithmIdentification(
+        name=_ALGORITHM,
+        version=result.version,
+        parameters=[f"detector SHA-256 {image.detector}"],
+        manufacturer=_MAKER,
+    )
+
+
+def _measurements(image: ImageResult) -> "list[Measurement]":
+    """TID 300: percentile and score, then the score's two terms."""
+    from highdicom.sr import Measurement
+
+    none = codes.UCUM.NoUnits
+    return [
+        Measurement(PERCENTILE, float(image.percentile), codes.UCUM.Percent),
+        Measurement(SCORE, float(image.score), none),
+        Measurement(RECONSTRUCTION, float(image.reconstruction), none),
+        Measurement(NORM, float(image.norm), none),
+    ]
+
+
+def _reference(image: ImageResult) -> "SourceImageForMeasurementGroup":
+    from highdicom.sr import SourceImageForMeasurementGroup
+
+    return SourceImageForMeasurementGroup(
+        read_uid(image.source, "SOPClassUID"), read_uid(image.source, "SOPInstanceUID")
+    )
+
+
+# --- the Secondary Capture ---------------------------------------------------------------------
+
+
+def _describe_derivation(image: Dataset, result: StudyResult) -> None:
+    """Say what the picture shows, of which image, and what it does not tell."""
+    from highdicom.sr import CodedConcept
+
+    source = Dataset()
+    source.ReferencedSOPClassUID = read_uid(result.driver.source, "SOPClassUID")
+    source.ReferencedSOPInstanceUID = read_uid(result.driver.source, "SOPInstanceUID")
+    purpose = codes.DCM.SourceImageForImageProcessingOperation
+    source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(purpose)]
+    image.SourceImageSequence = [source]
+    image.ImageType = ["DERIVED", "SECONDARY"]
+    image.DerivationDescription = _DERIVATION
+    image.BodyPartExamined = "CHEST"
+    image.BurnedInAnnotation = "NO"  # of identifying information: the caption holds none
+    image.ConversionType = "WSD"
+    image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = _moment(result.created)
+    # The picture may have been turned and cropped: a wrong left and right is worse than none.
+    image.PatientOrientation = None
+    if _read_text(result.driver.source, "LossyImageCompression", ["ascii"]).strip() == "01":
+        image.LossyImageCompression = "01"  # once lost is lost for good
+
+
+# --- the study's identifiers -------------------------------------------------------------------
+
+
+def _file_under_study(dataset: Dataset, result: StudyResult) -> Dataset:
+    """Give an object the study's identifiers, and the caller's time for highdicom's own clock."""
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = _moment(result.created)
+    dataset.SeriesDate, dataset.SeriesTime = _moment(result.created)
+    for equipment in dataset.get("ContributingEquipmentSequence", ()):
+        equipment.ContributionDateTime = "".join(_moment(result.created))
+    dataset.update(_identifiers(result))
+    return dataset
+
+
+def _moment(time: datetime.datetime) -> tuple[str, str]:
+    return time.strftime("%Y%m%d"), time.strftime("%H%M%S.%f")
+
+
+def _identifiers(result: StudyResult) -> Dataset:
+    """The study's identifiers as the driving image states them; what is not valid is left empty."""
+    source = result.driver.source
+    declared = _read_text(source, "SpecificCharacterSet", ["ascii"]).split("\\")
+    charset = [name.strip() for name in declared]
+    codecs = [python_encoding[name] for name in charset if name in python_encoding]
+    if charset in _ASCII:
+        codecs = []  # whatever else stands there is undeclared
+    identifiers = Dataset()
+    for keyword in _IDENTIFIERS:
+        setattr(identifiers, keyword, _clean(source, keyword, codecs))
+    for keyword in _OPTIONAL_IDENTIFIERS:
+        if text := _clean(source, keyword, codecs):
+            setattr(identifiers, keyword, text)
+    texts = [result.rule, *(str(element.value) for element in identifiers)]
+    if not _holds(charset, texts):
+        charset = ["ISO_IR 192"]  # UTF-8 holds every name
+    if any(charset):
+        identifiers.SpecificCharacterSet = charset if len(charset) > 1 else charset[0]
+    return identifiers
+
+
+def _clean(source: Dataset, keyword: str, codecs: list[str]) -> str:
+    """A header's value where DICOM allows it as a single value, otherwise an empty text."""
+    representation = dictionary_VR(keyword)
+    text = _read_text(source, keyword, codecs if representation in _TEXTS else ["ascii"])
+    text = text.strip(" \0")
+    text = text.replace(_OLD_MARKS.get(representation, "\0"), "")
+    return text if _is_valid(text, keyword) else ""
+
+
+def _is_valid(text: str, keyword: str) -> bool:
+    representation = dictionary_VR(keyword)
+    if re.search(r"[\x00-\x1f\x7f\\\ufffd]", text):
+        return False  # control characters, several values, undecodable bytes
+    if representation not in _TEXTS and not text.isascii():
+        return False  # Python takes every script's digits for digits
+    if representation == "PN" and any(group.count("^") > 4 for group in text.split("=")):
+        return False  # a name has five components, in up to three ways of writing
+    if representation == "TM" and "-" in text:
+        return False  # a range, as in queries
+    if keyword == "PatientSex":
+        return text in ("M", "F", "O")
+    try:
+        if text and representation == "DA":
+            datetime.datetime.strptime(text, "%Y%m%d")  # no 30th of February, no range
+        validate_value(representation, text, config.RAISE)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_text(source: Dataset, keyword: str, codecs: list[str]) -> str:
+    """A header's value as text, several joined by a backslash; empty where there is none.
+
+    Read from the bytes where they are still there: pydicom's own conversion warns of an invalid
+    value by repeating it, and a patient's name has no place in a log.
+    """
+    element = source.get_item(keyword)
+    value = getattr(element, "value", None)
+    if isinstance(value, bytes):
+        delimiters = PN_DELIMS if dictionary_VR(keyword) == "PN" else TEXT_VR_DELIMS
+        return _decode(value, codecs, delimiters)
+    if isinstance(value, MultiValue):
+        return "\\".join(map(str, value))
+    return str(value) if isinstance(value, str | PersonName) else ""
+
+
+def _decode(value: bytes, codecs: list[str], delimiters: set[int]) -> str:
+    """Text in the declared character set; else in UTF-8 or Latin-1, the usual undeclared ones."""
+    text = _quietly_decode(value, codecs, delimiters) if codecs else "\ufffd"
+    if "\ufffd" not in text:
+        return text
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _quietly_decode(value: bytes, codecs: list[str], delimiters: set[int]) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # says what the replacement signs say as well
+        return decode_bytes(value, codecs, delimiters)
+
+
+def _holds(charset: list[str], texts: list[str]) -> bool:
+    """Whether a SpecificCharacterSet is one of DICOM's and every text can be written in it."""
+    if not all(name in python_encoding for name in charset):
+        return False
+    if len(charset) > 1 and not all(re.match("ISO 2022 IR |$", name) for name in charset):
+        return False  # only these can be combined
+    codecs = [python_encoding[name] for name in charset]
+    return all(_survives(piece, codecs) for text in texts for piece in re.split("[=^]", text))
+
+
+def _survives(text: str, codecs: list[str]) -> bool:
+    if text.isascii():
+        return True
+    if python_encoding[""] in codecs and re.search("[\x80-\xff]", text):
+        return False  # pydicom takes Latin-1 for DICOM's default, which is ASCII
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the comparison tells what they warn of
+        return decode_bytes(encode_string(text, codecs), codecs, PN_DELIMS) == text

@@ -1,0 +1,124 @@
+"""A study's scores as DICOM: structured report and secondary capture; triage as the node calls it.
+
+These objects carry the study's own identifiers, as a PACS needs.
+"""
+
+import datetime
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from data_prep.xray_dicom import is_dicom, read_dataset
+from esad_med.base.config import load_config
+from esad_med.base.errors import CaseError
+from esad_med.base.identifiers import Pseudonyms
+from esad_med.base.limits import Limits
+from esad_med.base.runs import ensure_folder
+from esad_med.outputs.dicom import (
+    ImageResult,
+    StudyResult,
+    build_secondary_capture,
+    build_structured_report,
+    write_dicom,
+)
+from esad_med.outputs.radiograph import caption
+from pipelines.triage_intake import TriageConfig, check_views, find_candidates, take_in
+from pipelines.triage_results import draw_overlay
+from pipelines.triage_scoring import STUDY_RULE, StudyScore, load_detectors, score_studies
+
+Triage = Callable[[Sequence[Path], Path], Sequence[Path]]
+
+
+def write_results(result: StudyScore, folder: Path, *, limits: Limits) -> list[Path]:
+    """Write ``sr.dcm`` and ``sc.dcm`` of a DICOM study; nothing for other files.
+
+    Raises:
+        CaseError: the study's identifiers are not valid, so no PACS could file the results.
+        ConfigError: the files cannot be written, or highdicom is not installed.
+    """
+    images = []
+    for one in result.images:
+        data = limits.read_bytes(one.image.path)
+        if not is_dicom(data):
+            return []
+        source = read_dataset(data, limits=limits)
+        if "PixelData" in source:
+            del source.PixelData
+        images.append(
+            ImageResult(
+                source=source,
+                view=one.image.header.view,
+                score=one.score,
+                percentile=one.percentile,
+                reconstruction=one.reconstruction,
+                norm=one.norm,
+                detector=one.detector,
+            )
+        )
+    study = StudyResult(
+        images=tuple(images),
+        driving=result.driving,
+        rule=STUDY_RULE,
+        version=metadata.version("esad-med"),
+        created=datetime.datetime.now().astimezone(),
+    )
+    first = result.images[result.driving]
+    picture = caption(draw_overlay(first, first.picture), _caption_lines(result))
+    ensure_folder(folder)
+    files = [folder / "sr.dcm", folder / "sc.dcm"]
+    write_dicom(files[0], build_structured_report(study))
+    write_dicom(files[1], build_secondary_capture(study, picture))
+    return files
+
+
+def _caption_lines(result: StudyScore) -> list[str]:
+    one = result.images[result.driving]
+    lines = [
+        f"ESAD anomaly triage: percentile {one.percentile:.1f} among held-out normals, score"
+        f" {one.score:.4g} (reconstruction {one.reconstruction:.4g}, norm {one.norm:.4g}), view"
+        f" {one.image.header.view}",
+        "Color: where the reconstruction differs more than on normal images; the norm term has no"
+        " place. Frame: the part that was scored.",
+        "RESEARCH USE ONLY, NOT FOR DIAGNOSIS. A low percentile does not exclude disease.",
+    ]
+    return lines + [f"Note: {note}" for note in one.image.notes]
+
+
+def make_study_triage(
+    detectors: Sequence[Path],
+    *,
+    out: Path,
+    config: Path | None,
+    settings: Sequence[str],
+    device: str,
+) -> Triage:
+    """A function for the node: the files of one study, and a folder, to result files in it.
+
+    Args:
+        detectors: folders made by `train`.
+        out: where the pseudonyms' key and map are kept.
+        config: YAML of `TriageConfig`, or None.
+        settings: ``--set`` strings of `TriageConfig`.
+        device: auto, cpu or cuda.
+    """
+    by_view = load_detectors(detectors, device=device)
+    chosen = load_config(TriageConfig, config, settings)
+    check_views(chosen.eligibility, sorted(by_view))
+
+    def run(files: Sequence[Path], folder: Path) -> Sequence[Path]:
+        names = Pseudonyms(out / "private")
+        candidates, _ = find_candidates(files, leave_out=folder)
+        intake = take_in(candidates, chosen, sorted(by_view), names)
+        names.save()
+        reasons = [failure.message for failure in intake.failures]
+        written: list[Path] = []
+        for _, result in score_studies(intake.studies, by_view, chosen.limits):
+            if isinstance(result, list):
+                reasons += [failure.message for failure in result]
+            else:
+                written += write_results(result, folder, limits=chosen.limits)
+        if not written:
+            raise CaseError("; ".join(dict.fromkeys(reasons)) or "no image that could be scored")
+        return written
+
+    return run

@@ -1,0 +1,178 @@
+"""`esad-med triage`: radiographs become a ranked worklist, a residual map per image."""
+
+import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from esad_med.base.config import dump_yaml
+from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.identifiers import Pseudonyms
+from esad_med.base.runs import (
+    Failure,
+    Journal,
+    Progress,
+    Say,
+    digest_bytes,
+    ensure_folder,
+    no_progress,
+    output_error,
+    read_json,
+    versions,
+    write_failures,
+    write_json,
+    write_text,
+)
+from pipelines.triage_intake import Study, TriageConfig, check_views, find_candidates, take_in
+from pipelines.triage_results import identifiers_of, write_study, write_tables
+from pipelines.triage_scoring import ViewDetector, score_studies
+
+_JOURNAL = "journal.jsonl"
+_PRIVATE = "private"
+
+
+@dataclass
+class TriageSummary:
+    """The outcome of a triage."""
+
+    out: Path
+    studies: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    passed_over: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return {
+            "out": str(self.out),
+            "studies": self.studies,
+            "failures": [asdict(failure) for failure in self.failures],
+            "passed_over": self.passed_over,
+        }
+
+
+def triage(
+    paths: Sequence[Path],
+    detectors: Mapping[str, ViewDetector],
+    out: Path,
+    config: TriageConfig,
+    *,
+    key_file: Path | None = None,
+    identified: bool = False,
+    dicom: bool = False,
+    say: Say,
+    progress: Progress = no_progress,
+) -> TriageSummary:
+    """Score radiographs and rank their studies; complete studies of an earlier run are kept.
+
+    Args:
+        paths: files, folders, a DICOM tree, or one manifest.
+        detectors: by view, of `load_detectors`.
+        out: the run folder.
+        config: eligibility and limits.
+        key_file: the key of the pseudonyms, to share it between runs.
+        identified: show identifiers in the worklist.
+        dicom: also write a structured report and a secondary capture per DICOM study.
+        say: receives a line per study that was set aside.
+        progress: called per image.
+
+    Raises:
+        CaseError: nothing was found, or a manifest cannot be used.
+        ConfigError: ``out`` cannot be written, or holds something else than a triage.
+    """
+    views = sorted(detectors)
+    check_views(config.eligibility, views)
+    _prepare_folder(out)
+    names = Pseudonyms(out / _PRIVATE, key_file=key_file)
+    candidates, others = find_candidates(paths, leave_out=out)
+    intake = take_in(candidates, config, views, names, progress=progress)
+    names.save()
+    write_text(out / "config.yaml", dump_yaml(config))
+    write_json(out / "run.json", _run_facts(detectors, names))
+    summary = TriageSummary(out, failures=list(intake.failures), passed_over=others)
+    for failure in intake.failures:
+        say(f"{failure.case_id}: set aside, {failure.message}")
+    found = list(_results(intake.studies, detectors, out, config, summary, dicom, say, progress))
+    shown = {s.case_id: identifiers_of(s) for s in intake.studies} if identified else {}
+    now = datetime.datetime.now()
+    summary.failures.sort(key=lambda failure: failure.case_id)
+    write_failures(out / "failures.csv", summary.failures)
+    summary.studies = write_tables(
+        out, found, summary.failures, detectors, config, shown, created=now
+    )
+    return summary
+
+
+def _prepare_folder(out: Path) -> None:
+    try:
+        used = out.exists() and any(out.iterdir()) and not (out / _JOURNAL).exists()
+    except OSError as error:
+        raise output_error(out, error) from error
+    if used:
+        raise ConfigError(f"{out}: exists and is no result of `triage`; choose another --out")
+    ensure_folder(out)
+    (out / _JOURNAL).touch()
+
+
+def _run_facts(detectors: Mapping[str, ViewDetector], names: Pseudonyms) -> dict[str, Any]:
+    return {
+        "command": "triage",
+        "detectors": {view: one.digest for view, one in detectors.items()},
+        "key_fingerprint": names.fingerprint,
+        "versions": versions(),
+    }
+
+
+def _results(
+    studies: Sequence[Study],
+    detectors: Mapping[str, ViewDetector],
+    out: Path,
+    config: TriageConfig,
+    summary: TriageSummary,
+    dicom: bool,
+    say: Say,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    """The ``study.json`` of each study, scored now or by an earlier run."""
+    journal = Journal(out / _JOURNAL)
+    waiting = []
+    for study in studies:
+        known = _known(study, _key(study, detectors, config, dicom), out, journal)
+        if known is None:
+            waiting.append(study)
+        else:
+            summary.failures += [Failure(**value) for value in known["failures"]]
+            yield known
+    for study, result in score_studies(waiting, dict(detectors), config.limits, progress=progress):
+        if isinstance(result, list):
+            summary.failures += result
+            for failure in result:
+                say(f"{failure.case_id}: set aside, {failure.message}")
+            continue
+        summary.failures += result.failures
+        folder = out / "studies" / study.case_id
+        write_study(folder, result)
+        if dicom:
+            from pipelines.dicom_results import write_results
+
+            write_results(result, out / _PRIVATE / "dicom" / study.case_id, limits=config.limits)
+        journal.record(study.case_id, _key(study, detectors, config, dicom))
+        yield read_json(folder / "study.json", ConfigError)
+
+
+def _known(study: Study, key: str, out: Path, journal: Journal) -> dict[str, Any] | None:
+    if journal.is_done(study.case_id, key):
+        with suppress(CaseError):  # missing or damaged since: score it again
+            return read_json(out / "studies" / study.case_id / "study.json", CaseError)
+    return None
+
+
+def _key(
+    study: Study, detectors: Mapping[str, ViewDetector], config: TriageConfig, dicom: bool
+) -> str:
+    """What a study's result hangs on."""
+    images = [(i.image_id, i.digest, i.header.view, i.notes) for i in study.images]
+    used = sorted({detectors[image.header.view].digest for image in study.images})
+    facts = repr((images, study.set_aside, used, dicom))
+    return digest_bytes(facts.encode(), config.model_dump_json().encode())

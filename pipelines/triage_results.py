@@ -1,0 +1,265 @@
+"""What a triage writes: a folder per study, and the worklist as CSV, JSON and a page."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Pillow
+
+from esad_med.base.runs import (
+    Failure,
+    atomic_folder,
+    versions,
+    write_csv,
+    write_json,
+)
+from esad_med.outputs.radiograph import overlay, write_png
+from esad_med.outputs.residuals import write_residual
+from esad_med.outputs.worklist import Picture, Worklist, WorklistRow, write_worklist
+from pipelines.triage_intake import Study, TriageConfig
+from pipelines.triage_scoring import (
+    STUDY_RULE,
+    ImageScore,
+    StudyScore,
+    ViewDetector,
+    ranked,
+)
+
+INTENDED_USE = "research use only, not for diagnosis"
+_THUMBNAIL_PX = 512
+_COLUMNS = (
+    "rank",
+    "case_id",
+    "percentile",
+    "score",
+    "excess",
+    "reconstruction",
+    "norm",
+    "view",
+    "above",
+    "images",
+    "set_aside",
+    "driving_image",
+    "notes",
+)
+IDENTIFIERS = ("Patient ID", "Study date", "Accession number", "Study Instance UID", "File")
+
+
+def write_study(folder: Path, result: StudyScore) -> None:
+    """Write ``study.json`` and, per image, thumbnail, overlay and residual map."""
+    with atomic_folder(folder) as temporary:
+        for one in result.images:
+            name = one.image.image_id
+            small = _thumbnail(one)
+            write_png(temporary / f"{name}_thumbnail.png", np.repeat(small[..., None], 3, axis=2))
+            write_png(temporary / f"{name}_overlay.png", draw_overlay(one, small))
+            write_residual(
+                temporary / f"{name}_residual.nii.gz",
+                one.residual,
+                shape=one.shape,
+                crop_share=one.crop_share,
+                spacing_mm=one.image.header.spacing_mm,
+            )
+        write_json(temporary / "study.json", describe(result))
+
+
+def _thumbnail(one: ImageScore) -> npt.NDArray[np.uint8]:
+    image = Pillow.fromarray(one.picture)
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Pillow.Resampling.BOX, reducing_gap=None)
+    return np.asarray(image)
+
+
+def draw_overlay(one: ImageScore, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """An image's residual over a gray picture of it, on the scale of its detector."""
+    return overlay(picture, one.residual, crop_share=one.crop_share, limits=one.residual_limits)
+
+
+def describe(result: StudyScore) -> dict[str, Any]:
+    """``study.json``: numbers and notes, no identifiers."""
+    first = result.images[result.driving]
+    return {
+        "case_id": result.study.case_id,
+        **_numbers(first),
+        "view": first.image.header.view,
+        "rule": STUDY_RULE,
+        "driving_image": first.image.image_id,
+        "detector": first.detector,
+        "notes": sorted({note for one in result.images for note in one.image.notes}),
+        "set_aside": result.study.set_aside,
+        "images": [
+            {
+                "image_id": one.image.image_id,
+                "view": one.image.header.view,
+                **_numbers(one),
+                "detector": one.detector,
+                "sha256": one.image.digest,
+                "rows": one.shape[0],
+                "columns": one.shape[1],
+                "age": None if one.image.header.age is None else round(one.image.header.age, 1),
+                "sex": one.image.header.sex,
+                "notes": list(one.image.notes),
+            }
+            for one in result.images
+        ],
+        "failures": [vars(failure) for failure in result.failures],
+        "intended_use": INTENDED_USE,
+    }
+
+
+def _numbers(one: ImageScore) -> dict[str, float]:
+    return {
+        "percentile": round(one.percentile, 2),
+        "score": round(one.score, 6),
+        "excess": round(one.excess, 6),
+        "reconstruction": round(one.reconstruction, 6),
+        "norm": round(one.norm, 6),
+    }
+
+
+def write_tables(
+    out: Path,
+    found: Sequence[Mapping[str, Any]],
+    failures: Sequence[Failure],
+    detectors: Mapping[str, ViewDetector],
+    config: TriageConfig,
+    identifiers: Mapping[str, Mapping[str, str]],
+    *,
+    created: datetime.datetime,
+) -> list[dict[str, Any]]:
+    """Rank the studies and write ``worklist.csv``, ``worklist.json`` and ``worklist.html``.
+
+    Args:
+        out: the run folder, with the studies' folders in it.
+        found: the ``study.json`` of each study of this run.
+        failures: what was set aside.
+        detectors: by view.
+        config: for the alarm percentile.
+        identifiers: of each study, by case id; empty unless they are to be shown.
+        created: the time of the run.
+
+    Returns:
+        The rows, in rank order.
+    """
+    order = ranked(found, lambda s: (s["percentile"], s["excess"], s["case_id"]))
+    rows = []
+    for rank, study in enumerate(order, start=1):
+        above = study["percentile"] >= config.alarm_percentile
+        row = {"rank": rank, **study, "above": above, "images": len(study["images"])}
+        known = identifiers.get(row["case_id"], {})
+        rows.append({**{name: row[name] for name in _COLUMNS}, **known})
+    shown = IDENTIFIERS if identifiers else ()
+    columns = (*_COLUMNS, *shown)
+    cells = [[_cell(row.get(name, "")) for name in columns] for row in rows]
+    write_csv(out / "worklist.csv", columns, cells)
+    facts = [_detector_facts(one) for one in _each_once(detectors)]
+    write_json(
+        out / "worklist.json",
+        {
+            "created": created.isoformat(timespec="seconds"),
+            "rule": STUDY_RULE,
+            "alarm_percentile": config.alarm_percentile,
+            "eligibility": config.eligibility.model_dump(mode="json"),
+            "detectors": facts,
+            "studies": rows,
+            "set_aside": [vars(failure) for failure in failures],
+            "intended_use": INTENDED_USE,
+        },
+    )
+    worklist = Worklist(
+        rows=tuple(
+            _page_row(out, row, study, bool(identifiers))
+            for row, study in zip(rows, order, strict=True)
+        ),
+        set_aside=tuple((f.case_id, f.stage, f.message) for f in failures),
+        rule=STUDY_RULE,
+        alarm_percentile=config.alarm_percentile,
+        provenance=_provenance(config),
+        created=created.strftime("%Y-%m-%d %H:%M"),
+        identified=bool(identifiers),
+        detectors=tuple(facts),
+        residual_scale=(
+            "no color up to the median of the residuals of held-out normals, full color from their"
+            " 99th percentile on"
+        ),
+    )
+    write_worklist(out / "worklist.html", worklist)
+    return rows
+
+
+def _cell(value: Any) -> Any:
+    return "; ".join(value) if isinstance(value, list) else value
+
+
+def _each_once(detectors: Mapping[str, ViewDetector]) -> list[ViewDetector]:
+    return list({one.digest: one for one in detectors.values()}.values())
+
+
+def _detector_facts(one: ViewDetector) -> dict[str, str]:
+    contract, calibration = one.detector.contract, one.detector.contract.calibration
+    auc = calibration.auc
+    return {
+        "Views": ", ".join(one.views),
+        "Digest": one.digest,
+        "Training normals": str(contract.training.normals),
+        "Labeled outliers": str(contract.training.outliers),
+        "Held-out normals": f"{calibration.normals} (by {calibration.held_out_by})",
+        "Held-out AUC": "not measured" if auc is None else f"{100 * auc:.1f} %",
+    }
+
+
+def _provenance(config: TriageConfig) -> dict[str, str]:
+    rules = config.eligibility
+    return {
+        "Least age": f"{rules.min_age:g} years; unknown: {_words(rules.missing_age)}",
+        "Unstated view": _words(rules.missing_view),
+        "Unstated body part": _words(rules.missing_body_part),
+        **{f"Version of {name}": version for name, version in versions().items()},
+    }
+
+
+def _words(setting: str) -> str:
+    return {"accept": "accepted", "set_aside": "set aside"}.get(setting, f"taken as {setting}")
+
+
+def _page_row(
+    out: Path, row: Mapping[str, Any], study: Mapping[str, Any], identified: bool
+) -> WorklistRow:
+    folder = out / "studies" / row["case_id"]
+    pictures = [
+        Picture.of(np.asarray(Pillow.open(folder / f"{row['driving_image']}_{kind}.png")))
+        for kind in ("thumbnail", "overlay")
+    ]
+    shown = {name: str(row[name]) for name in IDENTIFIERS if identified and row.get(name)}
+    return WorklistRow(
+        rank=row["rank"],
+        case_id=row["case_id"],
+        percentile=row["percentile"],
+        score=row["score"],
+        reconstruction=row["reconstruction"],
+        norm=row["norm"],
+        view=row["view"],
+        images=row["images"],
+        set_aside=row["set_aside"],
+        thumbnail=pictures[0],
+        overlay=pictures[1],
+        notes=tuple(row["notes"]),
+        identifiers=shown,
+        above=row["above"],
+        detector=str(study["detector"])[:12],
+    )
+
+
+def identifiers_of(study: Study) -> dict[str, str]:
+    """What a worklist shows with ``--identifiers``."""
+    header = study.images[0].header
+    values = (
+        header.patient_id,
+        header.study_date,
+        header.accession_number,
+        header.study_uid,
+        "; ".join(str(image.path) for image in study.images),
+    )
+    return dict(zip(IDENTIFIERS, values, strict=True))

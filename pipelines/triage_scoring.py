@@ -1,0 +1,246 @@
+"""Radiographs to scores: each image by the detector of its view, studies by their images."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.xray_chain import Preparation, XraySpec, xray_chain
+from esad_med.base.errors import ConfigError, EsadError
+from esad_med.base.limits import Limits
+from esad_med.base.runs import Failure, Progress, no_progress
+from esad_med.method.detector import Detector
+from esad_med.outputs.radiograph import shrink
+from pipelines.chest_xray import PreparedXray, in_order, preparation_of, prepare_xray
+from pipelines.triage_intake import Image, Study
+
+STUDY_RULE = (
+    "highest percentile of the study's images; between equal ones the higher excess, which is the"
+    " score above the median of the detector's held-out normals, as a share of the way from there"
+    " to their 99th percentile"
+)
+PICTURE_PX = 1024
+_BLOCK = 32
+_RESIDUAL_QUANTILES = (0.5, 0.99)
+
+
+@dataclass(frozen=True)
+class ViewDetector:
+    """A detector of radiographs and the preparation it was trained with."""
+
+    detector: Detector
+    digest: str
+    spec: XraySpec
+    chain: Preparation
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views it was trained on."""
+        return tuple(self.detector.input.view_positions or ())
+
+    def excess(self, score: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Scores on a scale where held-out normals have median 0 and 99th percentile 1."""
+        middle, high = (self.detector.threshold_at(p) for p in (50.0, 99.0))
+        return np.asarray((score.astype(np.float64) - middle) / max(high - middle, 1e-12))
+
+    def residual_limits(self, residual: npt.NDArray[np.float32]) -> tuple[float, float]:
+        """From no color to full color: quantiles of held-out normals, else of the map itself."""
+        known = self.detector.contract.calibration.residual_limits
+        low, high = known or np.quantile(residual, _RESIDUAL_QUANTILES).tolist()
+        return float(low), float(max(high, low + 1e-12))
+
+
+def load_detectors(paths: Sequence[Path], *, device: str = "auto") -> dict[str, ViewDetector]:
+    """Load detectors and say which one scores which view.
+
+    Raises:
+        ModelError: damaged, or not trained on radiographs.
+        ConfigError: two detectors for one view.
+    """
+    by_view: dict[str, ViewDetector] = {}
+    for path in paths:
+        detector = Detector.load(path, device=device)
+        spec = preparation_of(detector)
+        one = ViewDetector(detector, detector.digest, spec, xray_chain(spec))
+        for view in one.views:
+            if view in by_view:
+                raise ConfigError(
+                    f"{path}: a second detector for view {view}; give one detector per view"
+                )
+            by_view[view] = one
+    return by_view
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One scored image.
+
+    Attributes:
+        image: what was scored.
+        score: higher is more anomalous.
+        percentile: 0 to 100, among held-out normals of its detector.
+        excess: see `ViewDetector.excess`.
+        reconstruction: first term of the score.
+        norm: second term.
+        detector: digest of the detector.
+        crop_share: central part of each side that was seen.
+        picture: (h, w) uint8, the whole radiograph, no side above `PICTURE_PX`.
+        shape: (rows, columns) of the radiograph.
+        residual: (s, s) float32 squared residual over the central part.
+        residual_limits: from no color to full color.
+    """
+
+    image: Image
+    score: float
+    percentile: float
+    excess: float
+    reconstruction: float
+    norm: float
+    detector: str
+    crop_share: float
+    picture: npt.NDArray[np.uint8]
+    shape: tuple[int, int]
+    residual: npt.NDArray[np.float32]
+    residual_limits: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class StudyScore:
+    """A study by `STUDY_RULE`.
+
+    Attributes:
+        study: the study, with what was set aside counted.
+        images: its scored images, at least one.
+        failures: of its images that could not be read after all.
+    """
+
+    study: Study
+    images: tuple[ImageScore, ...]
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def driving(self) -> int:
+        """Index of the image that gives the study its rank."""
+        keys = [(image.percentile, image.excess) for image in self.images]
+        return keys.index(max(keys))
+
+
+def score_studies(
+    studies: Sequence[Study],
+    detectors: dict[str, ViewDetector],
+    limits: Limits,
+    *,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[Study, StudyScore | list[Failure]]]:
+    """Score studies in order, reading ahead; a study without a readable image gives failures.
+
+    Args:
+        studies: of `take_in`.
+        detectors: by view.
+        limits: what may be decoded.
+        progress: called per image.
+    """
+
+    def prepare(image: Image) -> tuple[PreparedXray, npt.NDArray[np.uint8]]:
+        own = detectors[image.header.view]
+        found = prepare_xray(image.path, spec=own.spec, limits=limits, chain=own.chain)
+        small = shrink(found.xray.pixels, PICTURE_PX)
+        return _without_pixels(found), small
+
+    total = sum(len(study.images) for study in studies)
+    read = in_order(prepare, (image for study in studies for image in study.images), ahead=_BLOCK)
+    done = 0
+    for block in _blocks(studies):
+        count = sum(len(study.images) for study in block)
+        found = [next(read) for _ in range(count)]
+        done += count
+        yield from _score_block(block, found, detectors)
+        progress("scoring radiographs", done, total)
+
+
+def _without_pixels(found: PreparedXray) -> PreparedXray:
+    """Only the shape of the full picture is kept: a block of them would fill the memory."""
+    shape = found.xray.pixels.shape
+    return replace(found, xray=replace(found.xray, pixels=np.broadcast_to(np.float32(0), shape)))
+
+
+def _blocks(studies: Sequence[Study]) -> Iterator[list[Study]]:
+    """Whole studies, about `_BLOCK` images at a time."""
+    block: list[Study] = []
+    for study in studies:
+        block.append(study)
+        if sum(len(s.images) for s in block) >= _BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+Read = tuple[Image, tuple[PreparedXray, npt.NDArray[np.uint8]] | EsadError]
+
+
+def _score_block(
+    block: Sequence[Study], found: Sequence[Read], detectors: dict[str, ViewDetector]
+) -> Iterator[tuple[Study, StudyScore | list[Failure]]]:
+    scored: dict[str, ImageScore] = {}
+    failed: dict[str, EsadError] = {}
+    groups: dict[str, list[Any]] = {}
+    for image, result in found:
+        if isinstance(result, EsadError):
+            failed[image.image_id] = result
+        else:
+            own = detectors[image.header.view]
+            groups.setdefault(own.digest, []).append((own, image, *result))
+    for group in groups.values():
+        scored |= {one.image.image_id: one for one in _score_group(group)}
+    for study in block:
+        failures = [
+            Failure.of(f"{study.case_id}/{image.image_id}", "read", failed[image.image_id])
+            for image in study.images
+            if image.image_id in failed
+        ]
+        images = tuple(scored[i.image_id] for i in study.images if i.image_id in scored)
+        counted = replace(study, set_aside=study.set_aside + len(failures))
+        yield study, StudyScore(counted, images, tuple(failures)) if images else failures
+
+
+def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
+    """Images of one detector as one batch."""
+    own: ViewDetector = group[0][0]
+    samples = np.stack([prepared.sample for _, _, prepared, _ in group])
+    scores = own.detector.score(samples)
+    percentiles = own.detector.percentile(scores.score)
+    excess = own.excess(scores.score)
+    residuals = own.detector.residual_map(samples)
+    for index, (_, image, prepared, picture) in enumerate(group):
+        rows, columns = prepared.xray.pixels.shape
+        yield ImageScore(
+            image=image,
+            score=float(scores.score[index]),
+            percentile=float(percentiles[index]),
+            excess=float(excess[index]),
+            reconstruction=float(scores.reconstruction[index]),
+            norm=float(scores.norm[index]),
+            detector=own.digest,
+            crop_share=own.spec.crop_share,
+            picture=picture,
+            shape=(int(rows), int(columns)),
+            residual=residuals[index],
+            residual_limits=own.residual_limits(residuals[index]),
+        )
+
+
+def ranked(items: Sequence[Any], key: Callable[[Any], tuple[float, float, str]]) -> list[Any]:
+    """Highest percentile first, then highest excess, then by name.
+
+    So ranks never depend on the order in which files were found.
+    """
+
+    def order(item: Any) -> tuple[float, float, str]:
+        percentile, excess, name = key(item)
+        return (-percentile, -excess, name)
+
+    return sorted(items, key=order)
