@@ -21,10 +21,11 @@ from esad_med.outputs.dicom import (
     build_structured_report,
     write_dicom,
 )
+from esad_med.outputs.pages import format_percentile
 from esad_med.outputs.radiograph import caption
 from pipelines.triage_intake import TriageConfig, check_views, find_candidates, take_in
 from pipelines.triage_results import draw_overlay
-from pipelines.triage_scoring import STUDY_RULE, StudyScore, load_detectors, score_studies
+from pipelines.triage_scoring import STUDY_RULE, StudyScore, load_detectors, score_studies, specs_of
 
 Triage = Callable[[Sequence[Path], Path], Sequence[Path]]
 
@@ -73,8 +74,9 @@ def write_results(result: StudyScore, folder: Path, *, limits: Limits) -> list[P
 
 def _caption_lines(result: StudyScore) -> list[str]:
     one = result.images[result.driving]
+    percentile = format_percentile(one.percentile)
     lines = [
-        f"ESAD anomaly triage: percentile {one.percentile:.1f} among held-out normals, score"
+        f"ESAD anomaly triage: percentile {percentile} among held-out normals, score"
         f" {one.score:.4g} (reconstruction {one.reconstruction:.4g}, norm {one.norm:.4g}), view"
         f" {one.image.header.view}",
         "Color: where the reconstruction differs more than on normal images; the norm term has no"
@@ -108,7 +110,7 @@ def make_study_triage(
     def run(files: Sequence[Path], folder: Path) -> Sequence[Path]:
         names = Pseudonyms(out / "private")
         candidates, _ = find_candidates(files, leave_out=folder)
-        intake = take_in(candidates, chosen, sorted(by_view), names)
+        intake = take_in(candidates, chosen, specs_of(by_view), names)
         names.save()
         reasons = [failure.message for failure in intake.failures]
         written: list[Path] = []

@@ -27,7 +27,7 @@ from esad_med.base.runs import (
 )
 from pipelines.triage_intake import Study, TriageConfig, check_views, find_candidates, take_in
 from pipelines.triage_results import identifiers_of, write_study, write_tables
-from pipelines.triage_scoring import ViewDetector, score_studies
+from pipelines.triage_scoring import ViewDetector, score_studies, specs_of
 
 _JOURNAL = "journal.jsonl"
 _PRIVATE = "private"
@@ -81,12 +81,11 @@ def triage(
         CaseError: nothing was found, or a manifest cannot be used.
         ConfigError: ``out`` cannot be written, or holds something else than a triage.
     """
-    views = sorted(detectors)
-    check_views(config.eligibility, views)
+    check_views(config.eligibility, sorted(detectors))
     _prepare_folder(out)
     names = Pseudonyms(out / _PRIVATE, key_file=key_file)
     candidates, others = find_candidates(paths, leave_out=out)
-    intake = take_in(candidates, config, views, names, progress=progress)
+    intake = take_in(candidates, config, specs_of(detectors), names, progress=progress)
     names.save()
     write_text(out / "config.yaml", dump_yaml(config))
     write_json(out / "run.json", _run_facts(detectors, names))

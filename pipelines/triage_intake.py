@@ -1,7 +1,7 @@
 """What comes in for triage: files found, headers read, set aside or grouped into studies."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -189,7 +189,7 @@ def _read_row(manifest: Path, line: int, row: dict[str, str]) -> _Candidate:
 def take_in(
     candidates: Sequence[_Candidate],
     config: TriageConfig,
-    views: Sequence[str],
+    specs: Mapping[str, XraySpec],
     names: Pseudonyms,
     *,
     progress: Progress = no_progress,
@@ -199,7 +199,7 @@ def take_in(
     Args:
         candidates: of `find_candidates`.
         config: eligibility and limits.
-        views: those that the detectors accept.
+        specs: how the detector of each view has its images prepared.
         names: keyed hashes of studies, images and patients.
         progress: called per file.
     """
@@ -223,14 +223,15 @@ def take_in(
         group = groups.setdefault(study, [])
         names.name("patient", header.patient_id)
         patients.setdefault(study, set()).add(header.patient_id)
-        reasons, notes = judge(header, config.eligibility, views)
+        reasons, notes = judge(header, config.eligibility, sorted(specs))
+        view = header.view or config.eligibility.missing_view
+        spec = specs.get(view, XraySpec())
         try:
-            XraySpec().check_shape(header.rows, header.columns)
+            spec.check_shape(header.rows, header.columns)
             if conflict := _copy_of(header, digest, seen):
-                reasons += [conflict, *_polarity(candidate.path, config.limits)]
+                reasons += [conflict, *_polarity(candidate.path, spec, config.limits)]
             if reasons:
                 raise ImageError("; ".join(reasons))
-            view = header.view or config.eligibility.missing_view
             header = dataclasses.replace(header, view=view)
             group.append(Image(image_id, candidate.path, header, digest, notes))
         except EsadError as error:
@@ -282,10 +283,10 @@ def _copy_of(header: XrayHeader, digest: str, seen: dict[str, str]) -> str:
     return "another image has the same SOP Instance UID and other content"
 
 
-def _polarity(path: Path, limits: Limits) -> list[str]:
+def _polarity(path: Path, spec: XraySpec, limits: Limits) -> list[str]:
     """Of two different images with one UID the wrong one may be a negative: then say so too."""
     try:
-        XraySpec().check_polarity(read_xray(path, limits=limits).pixels)
+        spec.check_polarity(read_xray(path, limits=limits).pixels)
     except ImageError as error:
         return [str(error)]
     return []

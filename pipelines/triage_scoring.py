@@ -1,6 +1,6 @@
 """Radiographs to scores: each image by the detector of its view, studies by their images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,11 @@ def load_detectors(paths: Sequence[Path], *, device: str = "auto") -> dict[str, 
     return by_view
 
 
+def specs_of(detectors: Mapping[str, ViewDetector]) -> dict[str, XraySpec]:
+    """How the images of each view are prepared."""
+    return {view: one.spec for view, one in detectors.items()}
+
+
 @dataclass(frozen=True)
 class ImageScore:
     """One scored image.
@@ -130,7 +135,7 @@ class StudyScore:
 
 def score_studies(
     studies: Sequence[Study],
-    detectors: dict[str, ViewDetector],
+    detectors: Mapping[str, ViewDetector],
     limits: Limits,
     *,
     progress: Progress = no_progress,
@@ -183,7 +188,7 @@ Read = tuple[Image, tuple[PreparedXray, npt.NDArray[np.uint8]] | EsadError]
 
 
 def _score_block(
-    block: Sequence[Study], found: Sequence[Read], detectors: dict[str, ViewDetector]
+    block: Sequence[Study], found: Sequence[Read], detectors: Mapping[str, ViewDetector]
 ) -> Iterator[tuple[Study, StudyScore | list[Failure]]]:
     scored: dict[str, ImageScore] = {}
     failed: dict[str, EsadError] = {}

@@ -105,6 +105,7 @@ def triage(
     """Rank chest X-ray studies: a worklist with residual overlays, for a person to read."""
     from esad_med.base.config import load_config
     from esad_med.cli.progress import ProgressBar
+    from esad_med.outputs.pages import format_percentile
     from pipelines.triage import triage as run
     from pipelines.triage_intake import TriageConfig
     from pipelines.triage_scoring import load_detectors
@@ -130,7 +131,7 @@ def triage(
             progress=progress,
         )
     lines = [
-        f"{row['rank']:>4}  {row['case_id']}  percentile {row['percentile']:.1f}"
+        f"{row['rank']:>4}  {row['case_id']}  percentile {format_percentile(row['percentile'])}"
         f"  score {row['score']:.4g}  {row['view']}"
         for row in summary.studies[:_SHOWN]
     ]

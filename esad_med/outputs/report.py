@@ -1,14 +1,11 @@
 """The report of one slide: a self-contained HTML page without scripts or outside references."""
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -16,6 +13,7 @@ from PIL import Image
 from esad_med.base.runs import write_text
 from esad_med.outputs.figures import histogram_svg
 from esad_med.outputs.heatmap import UNTILED, Bytes, colorize, normal_limits, rasterize_tiles
+from esad_med.outputs.pages import data_uri, make_environment, read_template
 
 _OVERVIEW_PX = 900
 _PICTURE_HEIGHT_PX = 700  # a tall slide is narrowed rather than shown over two screens
@@ -122,37 +120,22 @@ def write_report(path: Path, report: SlideReport) -> None:
 
 def render_report(report: SlideReport) -> str:
     """The page as HTML; the same report gives the same text."""
-    loader = jinja2.FunctionLoader(_read_template)
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _format_number
-    environment.filters["tied"] = _tie_units
-    environment.filters["percentile"] = _format_percentile
-    page = environment.get_template("slide.html")
+    page = make_environment().get_template("slide.html")
     thumbnail, downsample = _shrink_overview(report.thumbnail, report.downsample)
     return page.render(
         report=report,
         shown_failures=_SHOWN_FAILURES,
-        style=_read_template("slide.css"),
-        thumbnail=_data_uri(thumbnail, "JPEG"),
-        overlay=_data_uri(_overlay(report, thumbnail, downsample), "JPEG"),
+        style=read_template("slide.css"),
+        thumbnail=data_uri(thumbnail, "JPEG"),
+        overlay=data_uri(_overlay(report, thumbnail, downsample), "JPEG"),
         scale_bar=_scale_bar(report),
         picture_width=round(_PICTURE_HEIGHT_PX * thumbnail.shape[1] / thumbnail.shape[0]),
-        legend=_data_uri(_legend(), "PNG"),
+        legend=data_uri(_legend(), "PNG"),
         limits=normal_limits(report.normal_quantiles),
         histogram=_svg_uri(histogram_svg(report.score, marks=_marks(report))),
         most=[_describe_tile(report, tile) for tile in report.most],
         least=[_describe_tile(report, tile) for tile in report.least],
     )
-
-
-def _read_template(name: str) -> str:
-    return resources.files("esad_med.outputs.templates").joinpath(name).read_text("utf-8")
 
 
 def _shrink_overview(thumbnail: Bytes, downsample: float) -> tuple[Bytes, float]:
@@ -208,7 +191,7 @@ def _marks(report: SlideReport) -> dict[str, float]:
 def _describe_tile(report: SlideReport, tile: TilePicture) -> dict[str, object]:
     x, y = (int(value) for value in report.xy_level0[tile.index])
     return {
-        "picture": _data_uri(tile.picture, "PNG"),
+        "picture": data_uri(tile.picture, "PNG"),
         "score": float(report.score[tile.index]),
         "percentile": float(report.percentile[tile.index]),
         "reconstruction": float(report.reconstruction[tile.index]),
@@ -216,31 +199,6 @@ def _describe_tile(report: SlideReport, tile: TilePicture) -> dict[str, object]:
         "x": x,
         "y": y,
     }
-
-
-def _format_number(value: float) -> str:
-    """Four significant digits, zeros included, so that neighbors compare; an exponent if needed."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:#.4g}".rstrip(".")
-    return f"{value:.3e}" if abs(value) < 1e-3 else f"{value:,.0f}"
-
-
-def _tie_units(text: str) -> str:
-    """Keep "1 %" on one line."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%")
-
-
-def _format_percentile(value: float) -> str:
-    """One decimal, rounded down, so that 100 means above all."""
-    return f"{math.floor(value * 10 + 1e-9) / 10:.1f}"
-
-
-def _data_uri(picture: Bytes, kind: str) -> str:
-    """A picture as a data URI: PNG keeps each pixel, JPEG keeps overviews small."""
-    buffer = io.BytesIO()
-    settings = {"quality": 90} if kind == "JPEG" else {"optimize": True}
-    Image.fromarray(picture).save(buffer, format=kind, **settings)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _svg_uri(svg: bytes) -> str:

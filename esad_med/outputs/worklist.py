@@ -1,20 +1,16 @@
 """The ranked worklist of a chest X-ray triage: a self-contained HTML page without scripts."""
 
-import base64
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from esad_med.base.runs import write_text
+from esad_med.outputs.pages import data_uri, make_environment, read_template
 from esad_med.outputs.radiograph import draw_legend
-from esad_med.outputs.report import _format_number, _format_percentile, _read_template, _tie_units
 
 _JPEG_QUALITY = 80  # some 60 kB a row at 512 px: 1,000 rows are a page of 60 MB
 
@@ -146,23 +142,17 @@ def write_worklist(path: Path, worklist: Worklist) -> None:
 
 def render_worklist(worklist: Worklist) -> str:
     """The page as HTML; the same worklist gives the same text."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read_template),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _format_number
-    environment.filters["tied"] = _tie_units
-    environment.filters["percentile"] = _format_percentile
-    page = environment.get_template("worklist.html").render(
-        worklist=worklist,
-        above=sum(row.above for row in worklist.rows),
-        images=sum(row.images for row in worklist.rows),
-        columns=list(dict.fromkeys(name for row in worklist.detectors for name in row)),
-        legend=_jpeg_uri(draw_legend()),
-        style=_read_template("slide.css") + _read_template("worklist.css"),
+    page = (
+        make_environment()
+        .get_template("worklist.html")
+        .render(
+            worklist=worklist,
+            above=sum(row.above for row in worklist.rows),
+            images=sum(row.images for row in worklist.rows),
+            columns=list(dict.fromkeys(name for row in worklist.detectors for name in row)),
+            legend=_jpeg_uri(draw_legend()),
+            style=read_template("slide.css") + read_template("worklist.css"),
+        )
     )
     # A file name that is no UTF-8 comes as lone surrogates, which cannot be written.
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -171,7 +161,5 @@ def render_worklist(worklist: Worklist) -> str:
 def _jpeg_uri(picture: Bytes) -> str:
     """A picture as a JPEG data URI; a gray one is stored as gray, which halves it."""
     gray = (picture == picture[..., :1]).all()
-    image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if gray else picture))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    shown = np.ascontiguousarray(picture[..., 0] if gray else picture)
+    return data_uri(shown, "JPEG", quality=_JPEG_QUALITY)

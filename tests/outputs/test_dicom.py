@@ -317,7 +317,7 @@ def test_objects_carry_the_studys_identifiers(kind, tmp_path):
     write_dicom(tmp_path / "a.dcm", BUILDERS[kind](make_result(make_image(source))))
     written = pydicom.dcmread(tmp_path / "a.dcm")
     for keyword in (
-        *dicom._IDENTIFIERS,
+        *dicom.IDENTIFIERS,
         *("StudyInstanceUID", "IssuerOfPatientID", "StudyDescription", "PatientAge"),
     ):
         assert written[keyword].value == source[keyword].value, keyword

@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 from esad_med.outputs.heatmap import colorize, quantize
+from esad_med.outputs.pages import format_number, format_percentile
 from esad_med.outputs.report import (
     SlideReport,
     TilePicture,
-    _format_number,
-    _format_percentile,
     _overlay,
     _scale_bar,
     _shrink_overview,
@@ -213,11 +212,11 @@ def test_scale_bar_is_round_and_true(size, mpp, text, share):
     [(0.97, "0.9700"), (1234.0, "1234"), (123456.7, "123,457"), (1e-5, "1.000e-05"), (0, "0.000")],
 )
 def test_numbers(value, text):
-    assert _format_number(value) == text
+    assert format_number(value) == text
 
 
 def test_percentiles_round_down():
-    assert [_format_percentile(v) for v in (99.99, 100.0, 0.0, 99.9)] == [
+    assert [format_percentile(v) for v in (99.99, 100.0, 0.0, 99.9)] == [
         "99.9",
         "100.0",
         "0.0",

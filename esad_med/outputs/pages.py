@@ -1,0 +1,58 @@
+"""What the pages share: templates, numbers as people read them, pictures inside the page."""
+
+import base64
+import io
+import math
+from importlib import resources
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def make_environment() -> jinja2.Environment:
+    """Jinja with autoescape, strict about names, and the filters number, tied and percentile."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = format_number
+    environment.filters["tied"] = tie_units
+    environment.filters["percentile"] = format_percentile
+    return environment
+
+
+def read_template(name: str) -> str:
+    """A template or style sheet of this package."""
+    return resources.files("esad_med.outputs.templates").joinpath(name).read_text("utf-8")
+
+
+def format_number(value: float) -> str:
+    """Four significant digits, zeros included, so that neighbors compare; an exponent if needed."""
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:#.4g}".rstrip(".")
+    return f"{value:.3e}" if abs(value) < 1e-3 else f"{value:,.0f}"
+
+
+def tie_units(text: str) -> str:
+    """Keep "1 %" on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def format_percentile(value: float) -> str:
+    """One decimal, rounded down, so that 100 means above all."""
+    return f"{math.floor(value * 10 + 1e-9) / 10:.1f}"
+
+
+def data_uri(picture: Bytes, kind: str, *, quality: int = 90) -> str:
+    """A picture as a data URI: PNG keeps each pixel, JPEG keeps overviews small."""
+    buffer = io.BytesIO()
+    settings = {"quality": quality} if kind == "JPEG" else {"optimize": True}
+    Image.fromarray(picture).save(buffer, format=kind, **settings)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
