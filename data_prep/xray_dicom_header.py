@@ -20,7 +20,7 @@ _VIEW_CODES = {
     **dict.fromkeys(("399173006", "R-10236"), LATERAL),  # left
     **dict.fromkeys(("399198007", "R-10232"), LATERAL),  # right
 }
-_VIEW_WORDS = ((re.compile(r"^(PA|AP)\b"), None), (re.compile(r"^(LL|RL|LAT)"), LATERAL))
+_VIEW_WORDS = ((re.compile(r"^(PA|AP)\b"), None), (re.compile(r"^(LL|RL|LAT\w*)\b"), LATERAL))
 
 
 def read_header(dataset: Dataset) -> XrayHeader:
