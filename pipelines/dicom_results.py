@@ -106,9 +106,9 @@ def make_study_triage(
     by_view = load_detectors(detectors, device=device)
     chosen = load_config(TriageConfig, config, settings)
     check_views(chosen.eligibility, sorted(by_view))
+    names = Pseudonyms(out / "private")
 
     def run(files: Sequence[Path], folder: Path) -> Sequence[Path]:
-        names = Pseudonyms(out / "private")
         candidates, _ = find_candidates(files, leave_out=folder)
         intake = take_in(candidates, chosen, specs_of(by_view), names)
         names.save()

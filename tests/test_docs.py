@@ -21,8 +21,11 @@ from esad_med.base.store import REQUIRED_COLUMNS
 from esad_med.cli.app import app
 from esad_med.method.config import PRESETS, TrainConfig
 from pipelines.cells import CellConfig
+from pipelines.dicom_settings import NodeConfig
 from pipelines.importing import ImportConfig
 from pipelines.pathology import PathologyConfig
+from pipelines.triage_intake import TriageConfig
+from pipelines.xray_store import XrayStoreConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -35,6 +38,9 @@ SPECS: dict[str, type[Spec]] = {
     "screen": PathologyConfig,
     "import": ImportConfig,
     "train": TrainConfig,
+    "xray": XrayStoreConfig,
+    "triage": TriageConfig,
+    "serve": NodeConfig,
 }
 for _module in pkgutil.iter_modules(esad_med.cli.__path__):
     import_module(f"esad_med.cli.{_module.name}")
@@ -124,7 +130,7 @@ def anchors(file: Path) -> set[str]:
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_configs_load_and_state_only_differences(name: str) -> None:
     path = ROOT / name
-    kind = TrainConfig if path.parent.name == "paper" else PathologyConfig
+    kind = PathologyConfig if path.name == "pathology.yaml" else TrainConfig
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     preset = [f"preset={given['preset']}"] if "preset" in given else []
     defaults = dict(leaves(load_config(kind, None, preset).model_dump(mode="json")))

@@ -15,7 +15,7 @@ def model_card(contract: Contract, *, digest: str) -> str:
         "## Input\n\n" + _table(_input_rows(contract)),
         "## Training\n\n" + _table(_training_rows(contract)),
         "## Score\n\n" + _score_text(contract),
-        "## Known limits\n\nOther scanners, stains, organs or preparations than in training are"
+        "## Known limits\n\nOther scanners, stains, views, organs or patients than in training are"
         " outside what was measured. Percentiles speak of normals like those held out. Samples of"
         " one patient are not independent.",
         f"Identity (SHA-256 of contract and weights): `{digest}`",
@@ -30,11 +30,22 @@ def _table(rows: list[tuple[str, object]]) -> str:
 
 def _input_rows(contract: Contract) -> list[tuple[str, object]]:
     own = contract.input
-    target = (own.stain_target or {}).get("name", "none")
     return [
         ("modality", own.modality),
         ("shape", " x ".join(map(str, own.sample_shape))),
         ("values", f"{own.dtype}, {own.value_range[0]:g} to {own.value_range[1]:g}"),
+        *_preparation_rows(contract),
+    ]
+
+
+def _preparation_rows(contract: Contract) -> list[tuple[str, object]]:
+    """What was done to slides, or to radiographs, before."""
+    own = contract.input
+    if own.view_positions is not None:
+        part = f"central {100 * (own.crop_share or 1):g} % of each side"
+        return [("views", ", ".join(own.view_positions)), ("part seen", part)]
+    target = (own.stain_target or {}).get("name", "none")
+    return [
         ("resolution", f"{own.mpp:g} µm per pixel ± 5 %" if own.mpp else "does not apply"),
         ("stain normalization", f"{own.stain or 'none'}, target: {target}"),
     ]
