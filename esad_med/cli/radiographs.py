@@ -1,5 +1,6 @@
 """`esad-med xray` and `esad-med triage`: radiographs to a SampleStore, and to a ranked worklist."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from esad_med.cli.app import app, finish, say
 from esad_med.cli.options import ConfigFile, Json, Overwrite, Set, overrides
 
 _SHOWN = 10
+_STAGES = {"find": "not found", "read": "not readable", "table": "in no row of the table"}
 
 
 @app.command("xray")
@@ -70,7 +72,9 @@ def xray(
         f"complete already, in {out}" if summary.complete_already else f"in {out}",
     ]
     if summary.failures:
-        lines.append(f"{len(summary.failures)} images or files set aside (failures.csv)")
+        counts = Counter(_STAGES[failure.stage] for failure in summary.failures)
+        parts = ", ".join(f"{count} {what}" for what, count in counts.items())
+        lines.append(f"set aside (failures.csv): {parts}")
     finish(summary.to_dict(), lines, as_json=as_json, set_aside=len(summary.failures))
 
 
