@@ -30,6 +30,7 @@ from pipelines.triage_scoring import (
 
 INTENDED_USE = "research use only, not for diagnosis"
 _THUMBNAIL_PX = 512
+_PICTURES = ("thumbnail", "overlay")
 _COLUMNS = (
     "rank",
     "case_id",
@@ -54,7 +55,7 @@ def write_study(folder: Path, result: StudyScore) -> None:
         for one in result.images:
             name = one.image.image_id
             small = _thumbnail(one)
-            write_png(temporary / f"{name}_thumbnail.png", np.repeat(small[..., None], 3, axis=2))
+            write_png(temporary / f"{name}_thumbnail.png", small)
             write_png(temporary / f"{name}_overlay.png", draw_overlay(one, small))
             write_residual(
                 temporary / f"{name}_residual.nii.gz",
@@ -229,8 +230,8 @@ def _page_row(
 ) -> WorklistRow:
     folder = out / "studies" / row["case_id"]
     pictures = [
-        Picture.of(np.asarray(Pillow.open(folder / f"{row['driving_image']}_{kind}.png")))
-        for kind in ("thumbnail", "overlay")
+        Picture.of(np.asarray(Pillow.open(path).convert("RGB")))
+        for path in (folder / f"{row['driving_image']}_{kind}.png" for kind in _PICTURES)
     ]
     shown = {name: str(row[name]) for name in IDENTIFIERS if identified and row.get(name)}
     return WorklistRow(

@@ -23,6 +23,7 @@ _FONT_SHARE = 1 / 38  # of the picture's width: some 70 letters a line
 _SMALLEST_FONT_PX = 9
 _LEAST_CAPTION_PX = 16
 _TEXT_GRAY = 225
+_COMPRESSION = 2  # a third of the time of the usual 6, and a tenth more bytes
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -134,7 +135,7 @@ def write_png(path: Path, picture: Bytes) -> None:
         ConfigError: the file cannot be written.
     """
     with atomic_file(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
+        Image.fromarray(picture).save(temporary, format="PNG", compress_level=_COMPRESSION)
 
 
 def _mean_areas(values: npt.NDArray[np.floating], parts: int) -> npt.NDArray[np.float64]:
