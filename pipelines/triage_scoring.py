@@ -216,10 +216,9 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
     """Images of one detector as one batch."""
     own: ViewDetector = group[0][0]
     samples = np.stack([prepared.sample for _, _, prepared, _ in group])
-    scores = own.detector.score(samples)
+    scores, residuals = own.detector.examine(samples)
     percentiles = own.detector.percentile(scores.score)
     excess = own.excess(scores.score)
-    residuals = own.detector.residual_map(samples)
     for index, (_, image, prepared, picture) in enumerate(group):
         rows, columns = prepared.xray.pixels.shape
         yield ImageScore(

@@ -35,7 +35,13 @@ from esad_med.base.store import SampleStore
 from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
 from esad_med.method.devices import choose_device
-from esad_med.method.networks import Network, build_network, fold_batch_norm, place
+from esad_med.method.networks import (
+    EsadOutput,
+    Network,
+    build_network,
+    fold_batch_norm,
+    place,
+)
 from esad_med.method.scores import Scores, join_scores
 from esad_med.method.terms import latent_norm, reconstruction_error, residual_map
 from esad_med.method.transforms import InputTransform, view, views_of
@@ -130,6 +136,36 @@ class Detector:
         first, second = (torch.stack(t).cpu().numpy() for t in zip(*found, strict=True))
         return MemberTerms(first, second)
 
+    def examine(self, samples: npt.NDArray[Any]) -> tuple[Scores, npt.NDArray[np.float32]]:
+        """Scores and residual maps of pictures, by one pass through the networks.
+
+        Args:
+            samples: one batch of pictures (n, h, w, c).
+
+        Returns:
+            The scores of `score`, and the maps of `residual_map`.
+
+        Raises:
+            ModelError: a detector of vectors, or samples outside the contract.
+        """
+        if not self.input.is_image:
+            raise ModelError("this detector was trained on vectors; there is no residual map")
+        self.check_samples(samples)
+        spec, views = self.contract.terms, self.contract.views
+        found, maps = [], []
+        with torch.inference_mode(), _exactly(self.device, "float32"):
+            x = self._input(samples)
+            for network in self._networks:
+                output = network(x)
+                found.append(network_terms(network, x, spec=spec, views=views, upright=output))
+                maps.append(residual_map(output.x_hat, x))
+        first, second = (torch.stack(t).cpu().numpy() for t in zip(*found, strict=True))
+        height, width, _ = self.input.sample_shape
+        top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+        whole: npt.NDArray[np.float32] = torch.stack(maps).mean(0).cpu().numpy()
+        inner = whole[:, top : top + height, left : left + width]
+        return self.contract.fusion.fuse(first, second), inner
+
     def residual_map(self, samples: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Squared residual of each pixel, mean over members and channels, (n, h, w).
 
@@ -139,16 +175,7 @@ class Detector:
         Raises:
             ModelError: a detector of vectors, or samples outside the contract.
         """
-        if not self.input.is_image:
-            raise ModelError("this detector was trained on vectors; there is no residual map")
-        self.check_samples(samples)
-        with torch.inference_mode(), _exactly(self.device, "float32"):
-            x = self._input(samples)
-            maps = torch.stack([residual_map(net(x).x_hat, x) for net in self._networks]).mean(0)
-        height, width, _ = self.input.sample_shape
-        top, left = (maps.shape[1] - height) // 2, (maps.shape[2] - width) // 2
-        inner: npt.NDArray[np.float32] = maps.cpu().numpy()
-        return inner[:, top : top + height, left : left + width]
+        return self.examine(samples)[1]
 
     def percentile(self, score: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Share of the held-out normals of training that score lower, (n,) in 0 ... 100."""
@@ -319,14 +346,27 @@ class Detector:
 
 
 def network_terms(
-    network: torch.nn.Module, x: Tensor, *, spec: Any, views: int = 1
+    network: torch.nn.Module,
+    x: Tensor,
+    *,
+    spec: Any,
+    views: int = 1,
+    upright: EsadOutput | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Both terms of Eq. 17 by one network for input x, each (n,) float32, mean over the views."""
+    """Both terms of Eq. 17 by one network for input x, each (n,) float32, mean over the views.
+
+    Args:
+        network: one member.
+        x: network input.
+        spec: how the terms are taken.
+        views: of test-time augmentation.
+        upright: the network's output for x itself, where it is known already.
+    """
     indices = views_of(tuple(x.shape[1:]), views) if x.ndim == 4 else [0]
     first, second = [], []
     for index in indices:
         turned = view(x, index).contiguous(memory_format=torch.channels_last) if index else x
-        output = network(turned)
+        output = upright if upright is not None and not index else network(turned)
         first.append(reconstruction_error(output.x_hat, turned, reduction=spec.reduction))
         second.append(latent_norm(output.z_hat, norm=spec.norm, pool=spec.pool))
     return torch.stack(first).mean(0), torch.stack(second).mean(0)

@@ -45,9 +45,11 @@ def shrink(image: Floats, longest_px: int = 512) -> Bytes:
         raise ValueError(f"expected at least one pixel, found longest_px {longest_px}")
     height, width = image.shape
     zoom = min(1.0, longest_px / max(height, width))
-    rows = _mean_areas(np.clip(image, 0, 1), max(1, round(height * zoom)))
-    small = _mean_areas(rows.T, max(1, round(width * zoom))).T
-    return np.rint(small * 255).astype(np.uint8)
+    small = np.asarray(image, dtype=np.float32)
+    if zoom < 1:
+        small = _mean_areas(small, max(1, round(height * zoom)))
+        small = _mean_areas(np.ascontiguousarray(small.T), max(1, round(width * zoom))).T
+    return np.asarray(np.rint(small.clip(0, 1) * 255), dtype=np.uint8)
 
 
 def overlay(
@@ -138,20 +140,21 @@ def write_png(path: Path, picture: Bytes) -> None:
         Image.fromarray(picture).save(temporary, format="PNG", compress_level=_COMPRESSION)
 
 
-def _mean_areas(values: npt.NDArray[np.floating], parts: int) -> npt.NDArray[np.float64]:
+def _mean_areas(values: Floats, parts: int) -> Floats:
     """The means (parts, w) of equal parts of (h, w) along the first axis.
 
     A pixel across a border counts on both sides by its share; Pillow's box filter gives it to one,
     and so widens some ribs and narrows others.
     """
     count = len(values)
-    sums = np.zeros((count + 1, *values.shape[1:]))
-    np.cumsum(values, axis=0, dtype=np.float64, out=sums[1:])
     edges = np.linspace(0, count, parts + 1)
-    whole = np.minimum(edges.astype(np.int64), count - 1)
-    up_to = sums[whole] + (edges - whole)[:, None] * values[whole]
-    means: npt.NDArray[np.float64] = np.diff(up_to, axis=0) * (parts / count)
-    return means
+    starts = edges.astype(np.int64)
+    shares = (edges - starts).astype(np.float32)[:, None]  # of the pixel that an edge cuts
+    sums = np.add.reduceat(values, starts[:-1], axis=0)
+    sums -= shares[:-1] * values[starts[:-1]]
+    sums += shares[1:] * values[np.minimum(starts[1:], count - 1)]
+    sums *= np.float32(parts / count)
+    return np.asarray(sums, dtype=np.float32)
 
 
 def _check_overlay(

@@ -74,6 +74,16 @@ def test_residual_map_averages_to_the_reconstruction_term(detector: Detector) ->
     np.testing.assert_allclose(maps.mean((1, 2)), terms.reconstruction.mean(0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("views", [1, 8])
+def test_one_pass_gives_the_scores_and_the_maps_of_two(detector: Detector, views: int) -> None:
+    contract = detector.contract.model_copy(update={"views": views})
+    own = Detector(contract, detector.weights, device="cpu")
+    scores, maps = own.examine(TILES)
+    for found, expected in zip(scores, own.score(TILES), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(maps, own.residual_map(TILES))
+
+
 def test_saved_and_loaded_is_the_same(detector: Detector, tmp_path: Path) -> None:
     detector.save(tmp_path / "d")
     loaded = Detector.load(tmp_path / "d", device="cpu")

@@ -292,7 +292,7 @@ def test_missing_files_of_a_manifest_are_recorded(by_view, tmp_path):
     (tmp_path / "list.csv").write_text("path,view\na.png,PA\ngone.png,PA\n")
     summary = run(tmp_path / "list.csv", by_view, tmp_path / "out")
     assert len(summary.studies) == 1
-    assert reasons(summary) == ["not a regular file"]
+    assert reasons(summary) == ["cannot be read (No such file or directory)"]
 
 
 def test_results_inside_the_searched_folder_are_not_taken_for_images(
