@@ -1,0 +1,78 @@
+"""The loop with a real PACS: Orthanc forwards to our node, our SR and SC come back to Orthanc."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dicom_objects import compose, uid
+from pacs_loop import PLUGIN
+
+PROGRAMS = ("Orthanc", "storescu", "dciodvfy", "unshare", "ip")
+
+
+def namespace() -> list[str]:
+    """How to run a program where nothing but loopback is; skips where that is not permitted."""
+    missing = [name for name in PROGRAMS if not shutil.which(name)]
+    missing += [] if PLUGIN.exists() else ["orthanc-dicomweb"]
+    missing += [
+        name for name in ("highdicom", "dicomweb_client") if not importlib.util.find_spec(name)
+    ]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    for command in (["unshare", "-n"], ["unshare", "-rn"]):
+        if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+            return command
+    pytest.skip("unshare -n is not permitted")
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """What was seen after two studies went round."""
+    folder = tmp_path_factory.mktemp("loop")
+    script = Path(__file__).with_name("pacs_loop.py")
+    inside = f"ip link set lo up && exec {sys.executable} {script} {folder}"
+    outcome = subprocess.run(
+        [*namespace(), "sh", "-c", inside],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    return json.loads(outcome.stdout)
+
+
+def test_each_study_gets_one_report_and_one_capture_and_there_is_no_loop(facts):
+    assert facts["codes"] == [0, 0, 0]
+    counts = {
+        study: {modality: len(objects) for modality, objects in kinds.items()}
+        for study, kinds in facts["studies"].items()
+    }
+    assert counts == {"s1": {"SR": 1, "OT": 1}, "s2": {"SR": 1, "OT": 1}}
+    assert facts["spool"] == 3  # the radiographs, and none of our own results
+
+
+def test_results_are_valid_and_filed_under_the_patient(facts):
+    for kinds in facts["studies"].values():
+        for (found,) in kinds.values():
+            assert found["errors"] == []
+            assert (found["patient"], found["name"]) == ("4711", "Doe^Jane")
+        assert kinds["OT"][0]["pixels"] == [16, 16, 3]
+
+
+def test_the_report_speaks_of_the_images_that_were_sent(facts):
+    for study, names in {"s1": "ab", "s2": "a"}.items():
+        text = facts["studies"][study]["SR"][0]["text"]
+        assert all(uid(study, name) in text for name in names)
+        assert "97.5" in text
+
+
+def test_a_stranger_is_refused_and_the_log_names_nobody(facts):
+    assert facts["stranger"] != 0
+    assert facts["code"] == 0
+    for secret in ("Doe", "4711", uid("s1"), compose("s1", "a").SOPInstanceUID):
+        assert secret not in facts["log"]
