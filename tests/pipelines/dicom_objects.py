@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
+# dcmtk's, not the one that pynetdicom puts into a virtual environment.
+STORESCU = shutil.which("storescu", path="/usr/bin:/usr/local/bin:/opt/homebrew/bin")
 ROOT = "1.2.826.0.1.3680043.10.1337."  # of nobody: pydicom's root for examples
 
 
@@ -153,7 +156,7 @@ class NodeProcess:
 
 def storescu(port: int, *files: Path, calling="TESTER", called="ESAD", options=()):
     """Send files with dcmtk; the outcome has a return code and what was printed."""
-    command = ["storescu", "-v", "-aet", calling, "-aec", called, "-to", "5", *options]
+    command = [STORESCU or "storescu", "-v", "-aet", calling, "-aec", called, "-to", "5", *options]
     return subprocess.run(
         [*command, "127.0.0.1", str(port), *map(str, files)],
         capture_output=True,

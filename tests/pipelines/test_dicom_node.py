@@ -18,6 +18,7 @@ from types import ModuleType
 
 import pytest
 from dicom_objects import (
+    STORESCU,
     NodeProcess,
     compose,
     encoded,
@@ -54,7 +55,7 @@ def closed_sockets(monkeypatch):
     monkeypatch.setattr(AssociationSocket, "_shutdown_socket", shut_down)
 
 
-needs_dcmtk = pytest.mark.skipif(not shutil.which("storescu"), reason="dcmtk is not installed")
+needs_dcmtk = pytest.mark.skipif(not STORESCU, reason="dcmtk is not installed")
 
 
 @pytest.fixture

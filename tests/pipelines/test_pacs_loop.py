@@ -8,15 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from dicom_objects import compose, uid
+from dicom_objects import STORESCU, compose, uid
 from pacs_loop import PLUGIN
 
-PROGRAMS = ("Orthanc", "storescu", "dciodvfy", "unshare", "ip")
+PROGRAMS = ("Orthanc", "dciodvfy", "unshare", "ip")
 
 
 def namespace() -> list[str]:
     """How to run a program where nothing but loopback is; skips where that is not permitted."""
     missing = [name for name in PROGRAMS if not shutil.which(name)]
+    missing += [] if STORESCU else ["storescu"]
     missing += [] if PLUGIN.exists() else ["orthanc-dicomweb"]
     missing += [
         name for name in ("highdicom", "dicomweb_client") if not importlib.util.find_spec(name)

@@ -1,0 +1,90 @@
+"""`esad-med serve` as a whole: real detectors, an image in, a report and a picture back."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pydicom
+import pytest
+from dicom_objects import free_port, wait_for
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+
+@pytest.fixture
+def peer(tmp_path):
+    """A storage provider that keeps what it receives; its folder and its port."""
+    folder = tmp_path / "received"
+    folder.mkdir()
+
+    def keep(event) -> int:
+        name = f"{event.request.AffectedSOPInstanceUID}.dcm"
+        (folder / name).write_bytes(event.encoded_dataset())
+        return 0x0000
+
+    ae = AE(ae_title="PACS")
+    ae.supported_contexts = AllStoragePresentationContexts
+    port = free_port()
+    server = ae.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
+    )
+    yield folder, port
+    server.shutdown()
+
+
+def send(path: Path, port: int) -> int:
+    dataset = pydicom.dcmread(path)
+    ae = AE(ae_title="CR_ROOM_1")
+    ae.add_requested_context(dataset.SOPClassUID, ExplicitVRLittleEndian)
+    association = ae.associate("127.0.0.1", port, ae_title="ESAD")
+    assert association.is_established
+    status = association.send_c_store(dataset).Status
+    association.release()
+    return int(status)
+
+
+def test_an_image_goes_in_and_its_report_and_picture_come_back(
+    xray_detectors, write_dicom, peer, tmp_path
+):
+    received, peer_port = peer
+    port, spool, log = free_port(), tmp_path / "spool", tmp_path / "log"
+    flags = ["--spool", spool, "--port", port, "--peer", f"PACS@127.0.0.1:{peer_port}"]
+    flags += ["--detector", xray_detectors["PA"], "--detector", xray_detectors["AP"]]
+    flags += ["--quiet-seconds", "0.5", "--allow", "CR_ROOM_1"]
+    command = [sys.executable, "-c", "from esad_med.cli import main; main()", "serve", *flags]
+    good = write_dicom(tmp_path / "pa.dcm", seed=1)
+    lateral = write_dicom(tmp_path / "lateral.dcm", seed=2, ViewPosition="LL")
+    with log.open("w") as file:
+        node = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    try:
+        wait_for(lambda: "takes images from" in log.read_text(), seconds=90)
+        assert send(good, port) == send(lateral, port) == 0
+        wait_for(lambda: len(list(received.iterdir())) == 2, seconds=60)
+        wait_for(lambda: "set aside" in log.read_text(), seconds=60)
+        status = read_status(spool)
+    finally:
+        node.terminate()
+        assert node.wait(30) == 0
+    found = [pydicom.dcmread(path, force=True) for path in received.iterdir()]
+    source = pydicom.dcmread(good)
+    assert {dataset.Modality for dataset in found} == {"SR", "OT"}
+    assert {dataset.StudyInstanceUID for dataset in found} == {source.StudyInstanceUID}
+    assert {dataset.PatientID for dataset in found} == {source.PatientID}
+    assert status["running"] is True
+    assert "lateral view" in json.dumps(status)
+    assert "SECRET" not in log.read_text() + json.dumps(status)
+
+
+def read_status(spool: Path) -> dict:
+    code = "from esad_med.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", "--status", "--spool", str(spool), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3  # one study is set aside
+    return json.loads(done.stdout)
