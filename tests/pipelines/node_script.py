@@ -1,6 +1,8 @@
-"""A node with a stand-in for the triage: SPOOL TRIAGE SETTINGS(json) [WATCHED FOLDER]."""
+"""A node in a process of its own: SPOOL TRIAGE SETTINGS(json) [WATCHED FOLDER].
 
-import datetime
+TRIAGE is a stand-in of this file, or the folders of detectors, joined by a colon.
+"""
+
 import json
 import logging
 import os
@@ -11,21 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from dicom_objects import compose, uid, write
 from pydicom import dcmread
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from esad_med.base.config import build_spec
 from esad_med.base.errors import ImageError
-from esad_med.outputs.dicom import (
-    ImageResult,
-    StudyResult,
-    build_secondary_capture,
-    build_structured_report,
-    write_dicom,
-)
 from pipelines.dicom_node import NodeConfig, serve
+from pipelines.dicom_worker import Triage
 
 
 def capture(images: Sequence[Path], folder: Path) -> list[Path]:
@@ -38,21 +33,6 @@ def capture(images: Sequence[Path], folder: Path) -> list[Path]:
     ds.SeriesInstanceUID = uid("series", *names)
     ds.SeriesDescription = "ESAD"
     return [write(folder / "capture.dcm", ds)]
-
-
-def report(images: Sequence[Path], folder: Path) -> list[Path]:
-    """The SR and SC of the real triage, of made-up scores."""
-    results = []
-    for path in images:
-        source = dcmread(path)
-        results.append(ImageResult(source, "PA", 0.5, 97.5, 0.3, 0.2, "0" * 64))
-    now = datetime.datetime.now().astimezone()
-    study = StudyResult(tuple(results), 0, "highest percentile of its images", "test", now)
-    picture = np.zeros((16, 16, 3), dtype=np.uint8)
-    files = [folder / "sr.dcm", folder / "sc.dcm"]
-    write_dicom(files[0], build_structured_report(study))
-    write_dicom(files[1], build_secondary_capture(study, picture))
-    return files
 
 
 def nothing(images: Sequence[Path], folder: Path) -> list[Path]:
@@ -76,6 +56,17 @@ def slow(images: Sequence[Path], folder: Path) -> list[Path]:
     return []
 
 
+def choose(triage: str, spool: Path) -> Triage:
+    if triage in globals():
+        return globals()[triage]
+    from pipelines.dicom_results import make_study_triage  # seconds for torch and MONAI
+
+    detectors = [Path(folder) for folder in triage.split(":")]
+    return make_study_triage(
+        detectors, out=spool / "triage", config=None, settings=[], device="cpu"
+    )
+
+
 def main() -> None:
     spool, triage, settings, *watch = sys.argv[1:]
     stop = threading.Event()
@@ -83,7 +74,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     serve(
         Path(spool),
-        globals()[triage],
+        choose(triage, Path(spool)),
         build_spec(NodeConfig, json.loads(settings), source="test"),
         watch=Path(watch[0]) if watch else None,
         say=lambda line: print(line, file=sys.stderr, flush=True),

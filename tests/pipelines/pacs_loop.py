@@ -1,4 +1,4 @@
-"""The loop with Orthanc, to be run in a network namespace of loopback only: FOLDER -> JSON.
+"""The loop with Orthanc, in a network namespace of loopback only: FOLDER DETECTORS -> JSON.
 
 Orthanc binds every address of the machine whatever its settings say, hence the namespace.
 """
@@ -11,6 +11,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+from composed_xrays import draw_pixels
 from dicom_objects import NodeProcess, compose, free_port, storescu, uid, wait_for, write
 from pydicom import dcmwrite
 
@@ -75,12 +76,30 @@ def results_of(client, study):
     return found
 
 
+def radiograph(study, name):
+    """A composed chest of this study and image."""
+    pixels = draw_pixels(ord(name) + 10 * int(study[1:]))
+    rows, columns = pixels.shape
+    depth = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    shape = {"Rows": rows, "Columns": columns, "PixelData": pixels.tobytes()}
+    return compose(study, name, PatientAge="058Y", **depth, **shape)
+
+
+def numbers_of(ds):
+    """Every measured value of a structured report, in its order."""
+    found = [float(item.NumericValue) for item in ds.get("MeasuredValueSequence", ())]
+    for item in ds.get("ContentSequence", ()):
+        found += numbers_of(item)
+    return found
+
+
 def facts_of(ds, path):
     """What the test asks of an object that came back."""
     dcmwrite(path, ds, enforce_file_format=True)
     check = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
     text = str(ds)
     return {
+        "numbers": numbers_of(ds),
         "uid": ds.SOPInstanceUID,
         "patient": str(ds.PatientID),
         "name": str(ds.PatientName),
@@ -90,18 +109,18 @@ def facts_of(ds, path):
     }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, detectors: str) -> None:
     from dicomweb_client.api import DICOMwebClient  # not needed to know where the plugin lies
 
     http, dicom = free_port(), free_port()
     sent = {"s1": ["a", "b"], "s2": ["a"]}
     files = {
-        study: [write(folder / f"{study}{name}.dcm", compose(study, name)) for name in names]
+        study: [write(folder / f"{study}{name}.dcm", radiograph(study, name)) for name in names]
         for study, names in sent.items()
     }
     peer = {"peer": f"ORTHANC@127.0.0.1:{dicom}", "allow": ["ORTHANC"], "quiet_seconds": 1.0}
     with (
-        NodeProcess(folder / "spool", "report", retry_seconds=0.5, **peer) as node,
+        NodeProcess(folder / "spool", detectors, retry_seconds=0.5, **peer) as node,
         orthanc(folder / "orthanc", http=http, dicom=dicom, node=node.port),
     ):
         client = DICOMwebClient(f"http://127.0.0.1:{http}/dicom-web")
@@ -138,4 +157,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from composed_xrays import SIDE
 from dicom_objects import STORESCU, compose, uid
-from pacs_loop import PLUGIN
+from pacs_loop import PLUGIN, numbers_of
+from pydicom import dcmread
+
+from pipelines.dicom_results import make_study_triage
 
 PROGRAMS = ("Orthanc", "dciodvfy", "unshare", "ip")
 
@@ -31,11 +35,12 @@ def namespace() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def facts(tmp_path_factory):
+def facts(tmp_path_factory, xray_detectors):
     """What was seen after two studies went round."""
     folder = tmp_path_factory.mktemp("loop")
+    detectors = ":".join(map(str, xray_detectors.values()))
     script = Path(__file__).with_name("pacs_loop.py")
-    inside = f"ip link set lo up && exec {sys.executable} {script} {folder}"
+    inside = f"ip link set lo up && exec {sys.executable} {script} {folder} {detectors}"
     outcome = subprocess.run(
         [*namespace(), "sh", "-c", inside],
         capture_output=True,
@@ -44,7 +49,7 @@ def facts(tmp_path_factory):
         check=False,
     )
     assert outcome.returncode == 0, outcome.stderr
-    return json.loads(outcome.stdout)
+    return {**json.loads(outcome.stdout), "folder": folder}
 
 
 def test_each_study_gets_one_report_and_one_capture_and_there_is_no_loop(facts):
@@ -62,14 +67,24 @@ def test_results_are_valid_and_filed_under_the_patient(facts):
         for (found,) in kinds.values():
             assert found["errors"] == []
             assert (found["patient"], found["name"]) == ("4711", "Doe^Jane")
-        assert kinds["OT"][0]["pixels"] == [16, 16, 3]
+        height, *rest = kinds["OT"][0]["pixels"]
+        assert rest == [SIDE, 3]
+        assert height > SIDE  # the caption
 
 
-def test_the_report_speaks_of_the_images_that_were_sent(facts):
+def test_the_report_has_the_scores_that_the_detectors_give(facts, xray_detectors, tmp_path):
     for study, names in {"s1": "ab", "s2": "a"}.items():
         text = facts["studies"][study]["SR"][0]["text"]
         assert all(uid(study, name) in text for name in names)
-        assert "97.5" in text
+        triage = make_study_triage(
+            list(xray_detectors.values()), out=tmp_path, config=None, settings=[], device="cpu"
+        )
+        (tmp_path / study).mkdir()
+        files = [facts["folder"] / f"{study}{name}.dcm" for name in names]
+        here = dcmread(triage(files, tmp_path / study)[0])
+        found = facts["studies"][study]["SR"][0]["numbers"]
+        assert len(found) >= 4 * len(names)
+        assert sorted(found) == pytest.approx(sorted(numbers_of(here)), abs=1e-4)
 
 
 def test_a_stranger_is_refused_and_the_log_names_nobody(facts):
