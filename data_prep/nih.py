@@ -5,6 +5,7 @@ comes as two columns; the edition of 2017 ends each row with an empty cell and w
 "058Y". Lists hold one image name a line, as text or text.gz.
 """
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,8 @@ _COLUMNS = {
     "Patient Age": "age",
     "View Position": "view",
 }
+_LIMITS = Limits(file_mib=64, unpacked_mib=64)  # NIH's table has 8 MiB
+_MOST_HEADER = 10_000  # characters
 _SEX = ("Patient Gender", "Patient Sex")  # of the editions 2017 and 2020
 _AGE = re.compile(r"0*(\d{1,3})\s*([DMWY]?)", re.IGNORECASE)
 _PER_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
@@ -46,8 +49,10 @@ def read_nih_table(path: Path) -> pd.DataFrame:
         or missing), sex, truth (0 for No Finding, else 1).
 
     Raises:
-        CaseError: columns are missing, an image is listed twice, or a finding or view is unknown.
+        CaseError: too large, columns are missing, an image is listed twice, or a finding or view is
+            unknown.
     """
+    _check_table(path)
     table = read_table(path)
     if missing := [name for name in _COLUMNS if name not in table]:
         raise CaseError(
@@ -67,6 +72,29 @@ def read_nih_table(path: Path) -> pd.DataFrame:
     if len(twice := rows.index[rows["image"].duplicated()]):
         raise CaseError(f"{path} line {twice[0] + 2}: the image is listed before, expected once")
     return rows
+
+
+def _check_table(path: Path) -> None:
+    """Pandas would unpack a table of any size, and take any number of columns."""
+    try:
+        start = _read_text(path)[:_MOST_HEADER]
+    except (ImageError, UnicodeDecodeError) as error:
+        raise CaseError(f"{path}: not NIH's table ({error})") from error
+    if "\n" not in start:
+        raise CaseError(f"{path}: its first line is longer than that of NIH's table")
+
+
+def _read_text(path: Path) -> str:
+    """The content of a text file, packed by gzip or not, within limits.
+
+    Raises:
+        ImageError: damaged or too large.
+        UnicodeDecodeError: no text.
+    """
+    data = _LIMITS.read_bytes(path)
+    if path.suffix.lower() == ".gz":
+        data = _LIMITS.gunzip(io.BytesIO(data))
+    return data.decode("utf-8-sig")
 
 
 def _check_findings(path: Path, line: int, text: str) -> str:
@@ -140,16 +168,8 @@ def read_image_list(text: str) -> ImageList:
 
 
 def _read_lines(path: Path) -> tuple[str, ...]:
-    limits = Limits()
     try:
-        if path.suffix == ".gz":
-            with path.open("rb") as file:
-                data = limits.gunzip(file)
-        else:
-            data = limits.read_bytes(path)
-        lines = [line.strip() for line in data.decode("utf-8").splitlines()]
-    except OSError as error:
-        raise CaseError(f"{path}: cannot be read ({error.strerror})") from error
+        lines = [line.strip() for line in _read_text(path).splitlines()]
     except (ImageError, UnicodeDecodeError) as error:
         raise CaseError(f"{path}: not a list of image names ({error})") from error
     images = tuple(line for line in lines if line)

@@ -67,11 +67,15 @@ def decode_xray(data: bytes, *, limits: Limits) -> Xray:
     """The same from a file's content."""
     if is_dicom(data):
         found = parse_dicom(data, limits=limits)
-        return Xray(found.decode(), found.header)
-    if is_nifti(data):
+        xray = Xray(found.decode(), found.header)
+    elif is_nifti(data):
         volume = parse_nifti(data, limits=limits)
-        return Xray(volume.decode(), volume.header)
-    return _read_picture(data, limits)
+        xray = Xray(volume.decode(), volume.header)
+    else:
+        xray = _read_picture(data, limits)
+    if xray.pixels.min() == xray.pixels.max():
+        raise ImageError("shows the same value everywhere, expected a picture")
+    return xray
 
 
 def read_xray_header(path: Path, *, limits: Limits | None = None) -> XrayHeader:
@@ -94,6 +98,8 @@ def looks_like_image(path: Path) -> bool:
     """Whether a file's name or first bytes say that it is meant to be a radiograph."""
     if path.name.lower().endswith(tuple(suffix for suffix in SUFFIXES if suffix)):
         return True
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -116,9 +122,11 @@ def _measure_picture(data: bytes, limits: Limits) -> tuple[str, tuple[int, int]]
 
 
 def _read_picture(data: bytes, limits: Limits) -> Xray:
-    kind, _ = _measure_picture(data, limits)
+    kind, size = _measure_picture(data, limits)
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
+            if image.size != size:  # a second header
+                raise ImageError(f"damaged {kind} file: its headers say two sizes")
             pixels = _gray(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise ImageError(f"damaged {kind} file") from error
@@ -132,14 +140,16 @@ def _gray(image: Image.Image) -> Floats:
     """One channel in 0 ... 1; what is transparent is black."""
     mode = image.mode
     if mode in {"I;16", "I;16B", "I;16L", "I"}:
-        deep = np.asarray(image, dtype=np.float32).clip(0, 65535) / 65535
-        return np.asarray(deep, dtype=np.float32)
+        deep = np.asarray(image, dtype=np.float32)
+        if "transparency" in image.info:
+            deep = np.where(deep == image.info["transparency"], 0, deep)
+        return np.asarray(deep.clip(0, 65535) / 65535, dtype=np.float32)
     if mode == "1":
         raise ImageError("is black and white, expected gray levels")
     if mode not in {"L", "LA", "P", "RGB", "RGBA"}:
         raise ImageError(f"pixel mode {mode}, expected gray or RGB; convert it first")
-    if mode != "L":
-        clear = mode in {"LA", "RGBA"} or "transparency" in image.info
+    clear = mode in {"LA", "RGBA"} or "transparency" in image.info
+    if clear or mode != "L":
         image = _on_black(image) if clear else image.convert("RGB")
         _refuse_color(np.asarray(image))
     gray: npt.NDArray[Any] = np.asarray(image.convert("L"), dtype=np.float32)

@@ -7,8 +7,8 @@ import re
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+from data_prep.xray_dicom_values import integer_of, items_of, text_of, value_of
 from data_prep.xray_header import AP, LATERAL, PA, XrayHeader, plain
-from esad_med.base.errors import ImageError
 
 _AGE = re.compile(r"(\d{1,3})\s*([DWMY]?)")
 _PER_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
@@ -29,26 +29,23 @@ def read_header(dataset: Dataset) -> XrayHeader:
     Raises:
         ImageError: Rows or Columns is not a number.
     """
-    try:
-        rows, columns = int(dataset.Rows), int(dataset.Columns)
-    except (TypeError, ValueError) as error:
-        raise ImageError("Rows or Columns is not a number") from error
+    rows, columns = integer_of(dataset, "Rows", 0), integer_of(dataset, "Columns", 0)
     return XrayHeader(
         kind="DICOM",
         rows=rows,
         columns=columns,
-        modality=plain(_text(dataset, "Modality")).upper(),
-        body_part=plain(_text(dataset, "BodyPartExamined")).upper(),
+        modality=plain(text_of(dataset, "Modality")).upper(),
+        body_part=plain(text_of(dataset, "BodyPartExamined")).upper(),
         view=view_of(dataset),
         age=age_of(dataset),
-        sex=plain(_text(dataset, "PatientSex")).upper()[:1],
-        patient_id=_text(dataset, "PatientID"),
-        study_uid=_text(dataset, "StudyInstanceUID"),
-        sop_instance_uid=_text(dataset, "SOPInstanceUID"),
-        study_date=_text(dataset, "StudyDate"),
-        accession_number=_text(dataset, "AccessionNumber"),
+        sex=plain(text_of(dataset, "PatientSex")).upper()[:1],
+        patient_id=text_of(dataset, "PatientID"),
+        study_uid=text_of(dataset, "StudyInstanceUID"),
+        sop_instance_uid=text_of(dataset, "SOPInstanceUID"),
+        study_date=text_of(dataset, "StudyDate"),
+        accession_number=text_of(dataset, "AccessionNumber"),
         species=_species(dataset),
-        for_processing=_text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING",
+        for_processing=text_of(dataset, "PresentationIntentType").upper() == "FOR PROCESSING",
         spacing_mm=_spacing(dataset),
     )
 
@@ -59,17 +56,17 @@ def view_of(dataset: Dataset) -> str:
     ViewPosition first, then ViewCodeSequence; a picture whose rows or columns run from front to
     back (PatientOrientation) is lateral whatever they say.
     """
-    orientation = dataset.get("PatientOrientation")
+    orientation = value_of(dataset, "PatientOrientation")
     if isinstance(orientation, MultiValue) and any(str(v)[:1] in {"A", "P"} for v in orientation):
         return LATERAL
-    position = plain(_text(dataset, "ViewPosition")).upper()
+    position = plain(text_of(dataset, "ViewPosition")).upper()
     for pattern, name in _VIEW_WORDS:
         if match := pattern.match(position):
             return name or match[1]
     if position:
         return position
-    for item in dataset.get("ViewCodeSequence") or ():
-        code = _text(item, "CodeValue")
+    for item in items_of(dataset, "ViewCodeSequence"):
+        code = text_of(item, "CodeValue")
         return _VIEW_CODES.get(code, plain(code))
     return ""
 
@@ -79,10 +76,10 @@ def age_of(dataset: Dataset) -> float | None:
 
     A bare number, which the standard does not allow, counts as years.
     """
-    match = _AGE.fullmatch(_text(dataset, "PatientAge").strip().upper())
+    match = _AGE.fullmatch(text_of(dataset, "PatientAge").strip().upper())
     if match:
         return int(match[1]) / _PER_YEAR[match[2]]
-    born, taken = (_date(_text(dataset, name)) for name in ("PatientBirthDate", "StudyDate"))
+    born, taken = (_date(text_of(dataset, name)) for name in ("PatientBirthDate", "StudyDate"))
     if born is None or taken is None or taken < born:
         return None
     return (taken - born).days / 365.25
@@ -97,16 +94,16 @@ def _date(text: str) -> datetime.date | None:
 
 def _species(dataset: Dataset) -> str:
     """An animal's, empty for people."""
-    text = plain(_text(dataset, "PatientSpeciesDescription"))
-    for item in dataset.get("PatientSpeciesCodeSequence") or ():
-        text = text or plain(_text(item, "CodeMeaning"))
+    text = plain(text_of(dataset, "PatientSpeciesDescription"))
+    for item in items_of(dataset, "PatientSpeciesCodeSequence"):
+        text = text or plain(text_of(item, "CodeMeaning"))
     return "" if text.lower() in {"homo sapiens", "human"} else text
 
 
 def _spacing(dataset: Dataset) -> tuple[float, float] | None:
     """Millimetres between rows and between columns; PixelSpacing, else ImagerPixelSpacing."""
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        value = dataset.get(name)
+        value = value_of(dataset, name)
         try:
             rows, columns = (float(v) for v in value or ())
         except (TypeError, ValueError):
@@ -114,10 +111,3 @@ def _spacing(dataset: Dataset) -> tuple[float, float] | None:
         if 0 < rows < math.inf and 0 < columns < math.inf:
             return rows, columns
     return None
-
-
-def _text(dataset: Dataset, name: str) -> str:
-    value = dataset.get(name)
-    if value is None or isinstance(value, MultiValue):
-        return "" if value is None or not len(value) else str(value[0])
-    return str(value)

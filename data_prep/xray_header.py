@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 PA, AP, LATERAL = "PA", "AP", "lateral"
 
+_DAMAGED = re.compile(r"[\x00-\x1f\x7f^]")
 _CODE_STRING = re.compile(r"[^A-Za-z0-9 _.+/-]")
 
 
@@ -50,5 +51,10 @@ class XrayHeader:
 
 
 def plain(text: str) -> str:
-    """A coded value as it may be shown: no free text, at most 16 characters."""
+    """A coded value as it may be shown: no free text, at most 16 characters.
+
+    "?" where it holds what no code has: damage that may have swallowed a name.
+    """
+    if _DAMAGED.search(text.strip()):
+        return "?"
     return _CODE_STRING.sub("?", text.strip())[:16]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from data_prep.xray_header import LATERAL, XrayHeader
 from esad_med.base.errors import ImageError
@@ -24,9 +25,10 @@ from esad_med.base.limits import Limits
 
 _GZIP = b"\x1f\x8b"
 _HEAD_BYTES = 544  # holds the header of either version
+_MOST_EXTRA = 4 << 20  # bytes beside the values: the header and its extensions
 _ERRORS = (
     *(ImageFileError, HeaderDataError, ValueError, LookupError, TypeError, OSError, EOFError),
-    *(ArithmeticError, AttributeError, MemoryError),
+    *(ArithmeticError, AttributeError, MemoryError, WrapStructError),
 )
 _UPRIGHTNESS = {"S": 2, "I": 2, "A": 1, "P": 1, "L": 0, "R": 0}
 
@@ -54,7 +56,8 @@ class NiftiPlane:
             ImageError: damaged, or the same value everywhere.
         """
         try:
-            values = np.asarray(self.image.dataobj, dtype=np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):  # becomes inf, which is left out
+                values = np.asarray(self.image.dataobj, dtype=np.float32)
         except _ERRORS as error:
             raise ImageError(f"damaged NIfTI file ({error})") from error
         axes = (self.down[0], self.across[0])
@@ -84,18 +87,20 @@ def parse_nifti(data: bytes, *, limits: Limits) -> NiftiPlane:
     except _ERRORS as error:
         raise ImageError(f"damaged NIfTI header ({error})") from error
     axes = [axis for axis, count in enumerate(shape) if count > 1]
-    if len(axes) != 2 or max(axes) > 2:
+    if len(axes) != 2 or max(axes) > 2 or min(shape) < 1:
         size = " x ".join(map(str, shape))
         raise ImageError(f"holds {size} values, expected one plane; cut the image out first")
     if dtype.kind not in "iuf":
         raise ImageError(f"holds values of type {dtype}, expected gray levels")
     limits.check_pixels(*(shape[axis] for axis in axes))
-    limits.check_unpacked(math.prod(shape) * dtype.itemsize)
+    size = math.prod(shape) * dtype.itemsize
+    limits.check_unpacked(size)
     if data[:2] == _GZIP:
-        data = limits.gunzip(io.BytesIO(data))
+        data = limits.gunzip(io.BytesIO(data), most=size + _MOST_EXTRA)
     try:
         image = kind.from_bytes(data)
-        down, across = _place(image, axes)
+        with np.errstate(all="ignore"):  # what cannot be leaves no directions
+            down, across = _place(image, axes)
         zooms = [float(zoom) for zoom in image.header.get_zooms()]
     except _ERRORS as error:
         raise ImageError(f"damaged NIfTI file ({error})") from error
@@ -150,10 +155,10 @@ def _to_unit(values: npt.NDArray[np.float32], header: Any) -> npt.NDArray[np.flo
     plain = header.get_data_dtype() == np.uint8 and slope in {None, 1} and intercept in {None, 0}
     low, high = (0.0, 255.0) if plain else (float(header["cal_min"]), float(header["cal_max"]))
     finite = np.isfinite(values)
-    if not low < high:
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
         known = values[finite]
         low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     if not low < high:
         raise ImageError("has the same value everywhere, expected a picture")
-    unit = (np.where(finite, values, low) - low) / (high - low)
+    unit = (np.where(finite, values, low).astype(np.float64) - low) / (high - low)
     return np.ascontiguousarray(unit.clip(0, 1), dtype=np.float32)

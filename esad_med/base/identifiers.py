@@ -7,13 +7,13 @@ RUN/private/map.csv    case_id, kind, identifier; mode 0600
 import csv
 import hashlib
 import hmac
+import io
 import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from esad_med.base.cases import read_table
-from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.errors import ConfigError
 from esad_med.base.runs import output_error
 
 _KEY_BYTES = 32
@@ -58,7 +58,7 @@ class Pseudonyms:
         """
         if not identifier:
             return ""
-        digest = hmac.new(self._key, f"{kind}\0{identifier}".encode(), hashlib.sha256)
+        digest = hmac.new(self._key, _to_bytes(f"{kind}\0{identifier}"), hashlib.sha256)
         name = f"{kind}-{digest.hexdigest()[:_SHOWN]}"
         if name not in self._known:
             self._known[name] = self._added[name] = (kind, identifier)
@@ -77,9 +77,8 @@ class Pseudonyms:
         rows = [(name, *found) for name, found in self._added.items()]
         new = not self._map.exists()
         try:
-            with os.fdopen(_open_private(self._map, os.O_APPEND), "a", encoding="utf-8") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerows([("case_id", "kind", "identifier")] * new + rows)
+            with os.fdopen(_open_private(self._map, os.O_APPEND), "ab") as file:
+                file.write(_to_bytes(_to_csv([("case_id", "kind", "identifier")] * new + rows)))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -89,16 +88,28 @@ class Pseudonyms:
     def _read_map(self) -> dict[str, tuple[str, str]]:
         if not self._map.exists():
             return {}
-        try:
-            rows = read_table(self._map)
-            columns: Iterable[tuple[str, str, str]] = zip(
-                rows["case_id"], rows["kind"], rows["identifier"], strict=True
-            )
-        except (CaseError, KeyError) as error:
+        try:  # by csv, to the letter: pandas would strip identifiers
+            text = self._map.read_bytes().decode("utf-8", "surrogatepass")
+            _, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+            return {name: (kind, identifier) for name, kind, identifier in rows}
+        except OSError as error:
+            raise output_error(self._map, error) from error
+        except (ValueError, csv.Error) as error:
             raise ConfigError(
                 f"{self._map}: not a map of identifiers; move it away, it is written anew"
             ) from error
-        return {name: (kind, identifier) for name, kind, identifier in columns}
+
+
+def _to_bytes(text: str) -> bytes:
+    """UTF-8, also of file names that are none."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _to_csv(rows: Iterable[tuple[str, str, str]]) -> str:
+    file = io.StringIO(newline="")
+    # all quoted: Python leaves a lone carriage return bare, at which readers end the line
+    csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
+    return file.getvalue()
 
 
 def _make_private(folder: Path) -> None:

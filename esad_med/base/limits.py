@@ -1,6 +1,7 @@
 """What may be decoded at all, asked before memory is spent on it."""
 
 import gzip
+import stat
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -53,50 +54,73 @@ class Limits(Spec):
             ImageError: not a regular file, cannot be read, empty, or larger than `file_mib`.
         """
         try:
-            if not path.is_file():
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
                 raise ImageError("not a regular file")
-            with path.open("rb") as file:
-                data = file.read(int(self.file_mib * _MIB) + 1)
+            if found.st_size > self.file_mib * _MIB:
+                raise ImageError(
+                    f"is larger than {self.file_mib:g} MiB (limits.file_mib), expected one"
+                    " radiograph"
+                )
+            data = path.read_bytes()
         except OSError as error:
             raise ImageError(f"cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise ImageError("cannot be read (its path has a null character)") from error
         if not data:
             raise ImageError("is empty, expected an image")
-        if len(data) > self.file_mib * _MIB:
-            raise ImageError(
-                f"is larger than {self.file_mib:g} MiB (limits.file_mib), expected one radiograph"
-            )
         return data
 
-    def gunzip(self, file: BinaryIO) -> bytes:
+    def gunzip(self, file: BinaryIO, *, most: int | None = None) -> bytes:
         """Unpack gzip data, no further than `unpacked_mib`.
+
+        Args:
+            file: gzip data.
+            most: bytes that are expected at most, where that is known.
 
         Raises:
             ImageError: damaged, or larger when unpacked.
         """
-        most = int(self.unpacked_mib * _MIB)
+        most = self._most(most)
         try:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 data = unpacked.read(most + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise ImageError(f"damaged gzip data ({error})") from error
         if len(data) > most:
-            raise ImageError(
-                f"its content takes more than {self.unpacked_mib:g} MiB when unpacked"
-                " (limits.unpacked_mib)"
-            )
+            raise self._too_large(most)
         return data
 
-    def check_deflated(self, data: bytes) -> None:
-        """Refuse raw deflate data (RFC 1951) that unpacks to more than `unpacked_mib`.
+    def inflate(self, data: bytes, *, most: int | None = None) -> bytes:
+        """Unpack raw deflate data (RFC 1951), no further than `unpacked_mib`; counted, then kept.
+
+        Args:
+            data: without a header of zlib's or gzip's.
+            most: bytes that are expected at most, where that is known.
 
         Raises:
-            ImageError: damaged, or too large.
+            ImageError: damaged, cut off, or larger when unpacked.
         """
-        state, done, most = zlib.decompressobj(-zlib.MAX_WBITS), 0, self.unpacked_mib * _MIB
+        most = self._most(most)
+        state, done = zlib.decompressobj(-zlib.MAX_WBITS), 0
         try:
-            while data and not state.eof and done <= most:
-                done += len(state.decompress(data, 1 << 22))  # thrown away: only counted
-                data = state.unconsumed_tail
+            for at in range(0, len(data), _MIB):
+                rest = data[at : at + _MIB]
+                while rest and not state.eof and done <= most:
+                    done += len(state.decompress(rest, 4 * _MIB))  # thrown away: only counted
+                    rest = state.unconsumed_tail
+            if done > most:
+                raise self._too_large(most)
+            return zlib.decompress(data, -zlib.MAX_WBITS)
         except zlib.error as error:
             raise ImageError(f"damaged deflated data ({error})") from error
-        self.check_unpacked(done)
+
+    def _most(self, most: int | None) -> int:
+        allowed = int(self.unpacked_mib * _MIB)
+        return allowed if most is None else min(most, allowed)
+
+    def _too_large(self, most: int) -> ImageError:
+        return ImageError(
+            f"its content takes more than {most / _MIB:,.1f} MiB when unpacked, more than its kind"
+            f" needs (limits.unpacked_mib is {self.unpacked_mib:g})"
+        )
