@@ -1,14 +1,14 @@
 """The ranked worklist of a chest X-ray triage: a self-contained HTML page without scripts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from esad_med.base.runs import write_text
+from esad_med.base.runs import atomic_file
 from esad_med.outputs.pages import data_uri, make_environment, read_template
 from esad_med.outputs.radiograph import draw_legend
 
@@ -132,30 +132,33 @@ class Worklist:
 
 
 def write_worklist(path: Path, worklist: Worklist) -> None:
-    """Write the page, atomically.
+    """Write the page, atomically and piece by piece: many pictures make it large.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    write_text(path, render_worklist(worklist))
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(_pieces(worklist))
 
 
 def render_worklist(worklist: Worklist) -> str:
     """The page as HTML; the same worklist gives the same text."""
-    page = (
-        make_environment()
-        .get_template("worklist.html")
-        .render(
-            worklist=worklist,
-            above=sum(row.above for row in worklist.rows),
-            images=sum(row.images for row in worklist.rows),
-            columns=list(dict.fromkeys(name for row in worklist.detectors for name in row)),
-            legend=_jpeg_uri(draw_legend()),
-            style=read_template("slide.css") + read_template("worklist.css"),
-        )
+    return "".join(_pieces(worklist))
+
+
+def _pieces(worklist: Worklist) -> Iterator[str]:
+    page = make_environment().get_template("worklist.html")
+    pieces = page.generate(
+        worklist=worklist,
+        above=sum(row.above for row in worklist.rows),
+        images=sum(row.images for row in worklist.rows),
+        columns=list(dict.fromkeys(name for row in worklist.detectors for name in row)),
+        legend=_jpeg_uri(draw_legend()),
+        style=read_template("slide.css") + read_template("worklist.css"),
     )
-    # A file name that is no UTF-8 comes as lone surrogates, which cannot be written.
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")
+    for piece in pieces:
+        # A file name that is no UTF-8 comes as lone surrogates, which cannot be written.
+        yield piece.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _jpeg_uri(picture: Bytes) -> str:
