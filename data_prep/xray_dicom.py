@@ -28,7 +28,7 @@ from data_prep.codestreams import picture_size, rle_sizes
 from data_prep.xray_dicom_display import show
 from data_prep.xray_dicom_header import read_header
 from data_prep.xray_dicom_values import DICOM_ERRORS, integer_of, text_of
-from data_prep.xray_header import XrayHeader, plain
+from data_prep.xray_header import XrayHeader, plain, shown
 from esad_med.base.errors import ImageError
 from esad_med.base.limits import Limits
 
@@ -85,9 +85,7 @@ def parse_dicom(data: bytes, *, limits: Limits) -> DicomXray:
     """
     dataset = read_dataset(data, limits=limits)
     if "Rows" not in dataset or "Columns" not in dataset:
-        raise ImageError(
-            f"holds no image (modality {plain(text_of(dataset, 'Modality')) or 'none'})"
-        )
+        raise ImageError(f"holds no image (modality {shown(text_of(dataset, 'Modality'))})")
     if "PixelData" not in dataset:
         raise ImageError("holds no pixel data")
     header = read_header(dataset)
@@ -211,7 +209,7 @@ def _check_pixel_module(dataset: Dataset) -> int:
     """Refuse what is not one gray frame of 8 or 16 bits; gives the bits."""
     photometric = plain(text_of(dataset, "PhotometricInterpretation"))
     if photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise ImageError(f"photometric interpretation {photometric or 'missing'}, expected gray")
+        raise ImageError(f"photometric interpretation {shown(photometric)}, expected gray")
     if (samples := integer_of(dataset, "SamplesPerPixel", 1)) != 1:
         raise ImageError(f"{samples} samples per pixel, expected gray")
     if integer_of(dataset, "NumberOfFrames", 1) > 1:

@@ -20,7 +20,13 @@ _VIEW_CODES = {
     **dict.fromkeys(("399173006", "R-10236"), LATERAL),  # left
     **dict.fromkeys(("399198007", "R-10232"), LATERAL),  # right
 }
-_VIEW_WORDS = ((re.compile(r"^(PA|AP)\b"), None), (re.compile(r"^(LL|RL|LAT\w*)\b"), LATERAL))
+_WAYS = "CHEST|THORAX|ERECT|UPRIGHT|STANDING|SITTING|SEMI|SUPINE|PORTABLE|PORT|MOBILE|BED|VIEW"
+_VIEW_WORDS = (
+    (re.compile(rf"(PA|AP)([ _/-]+({_WAYS}))*"), None),
+    (re.compile(r"(LL|RL|LAT(ERAL)?)([ _/-].*)?"), LATERAL),
+)
+# Birth date to the first of these: the study's own date may be missing.
+_DATES = ("StudyDate", "AcquisitionDate", "ContentDate", "SeriesDate")
 
 
 def read_header(dataset: Dataset) -> XrayHeader:
@@ -61,7 +67,7 @@ def view_of(dataset: Dataset) -> str:
         return LATERAL
     position = plain(text_of(dataset, "ViewPosition")).upper()
     for pattern, name in _VIEW_WORDS:
-        if match := pattern.match(position):
+        if match := pattern.fullmatch(position):
             return name or match[1]
     if position:
         return position
@@ -72,14 +78,16 @@ def view_of(dataset: Dataset) -> str:
 
 
 def age_of(dataset: Dataset) -> float | None:
-    """Years at the time of the study: PatientAge, else birth date to study date, else None.
+    """Years at the time of the study: PatientAge, else from the birth date, else None.
 
     A bare number, which the standard does not allow, counts as years.
     """
     match = _AGE.fullmatch(text_of(dataset, "PatientAge").strip().upper())
     if match:
         return int(match[1]) / _PER_YEAR[match[2]]
-    born, taken = (_date(text_of(dataset, name)) for name in ("PatientBirthDate", "StudyDate"))
+    born = _date(text_of(dataset, "PatientBirthDate"))
+    dates = (_date(text_of(dataset, name)) for name in _DATES)
+    taken = next((date for date in dates if date is not None), None)
     if born is None or taken is None or taken < born:
         return None
     return (taken - born).days / 365.25

@@ -58,3 +58,26 @@ def plain(text: str) -> str:
     if _DAMAGED.search(text.strip()):
         return "?"
     return _CODE_STRING.sub("?", text.strip())[:16]
+
+
+# What coded elements are known to hold: modalities, body parts (PS3.16 annex L), views,
+# photometric interpretations. Whatever else stands there may be a name.
+_WORDS = """
+AR AU BDUS BI BMD CFM CR CT DG DMS DR DX ECG EPS ES FID GM HC HD IO IVOCT IVUS KER KO LEN LS M3D MG
+MR NM OAM OCT OP OPM OPT OPV OSS OT PLAN PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTPLAN RTRECORD
+RTSTRUCT RWV SEG SM SMR SR SRF STAIN TG US VA XA XC
+ABDOMEN ABDOMENPELVIS ANKLE ARM BREAST BRAIN CHEST CLAVICLE COCCYX CSPINE ELBOW EXTREMITY EYE FEMUR
+FINGER FOOT FOREARM HAND HEAD HEART HIP HUMERUS JAW KNEE LEG LSPINE NECK PELVIS RIB RIBS SHOULDER
+SKULL SPINE SSPINE STERNUM THIGH THORAX TIBIA TOE TSPINE WHOLEBODY WRIST
+PA AP LL RL RLD LLD RLO LLO LAO RAO LPO RPO XTABLE LORDOTIC OBLIQUE DECUBITUS
+MONOCHROME1 MONOCHROME2 RGB YBR_FULL YBR_FULL_422 YBR_ICT YBR_RCT
+"""
+_KNOWN = frozenset(_WORDS.split()) | {"PALETTE COLOR"}
+
+
+def shown(text: str) -> str:
+    """A coded value as a message may show it: a known word, or only that it is another."""
+    word = text.strip().upper()
+    if not word:
+        return "not stated"
+    return word if word in _KNOWN else "of another name"

@@ -23,7 +23,9 @@ from esad_med.outputs.dicom import (
 )
 from esad_med.outputs.pages import format_percentile
 from esad_med.outputs.radiograph import caption
-from pipelines.triage_intake import TriageConfig, check_views, find_candidates, take_in
+from pipelines.triage_eligibility import check_views
+from pipelines.triage_files import find_candidates
+from pipelines.triage_intake import TriageConfig, take_in
 from pipelines.triage_results import draw_overlay
 from pipelines.triage_scoring import STUDY_RULE, StudyScore, load_detectors, score_studies, specs_of
 
@@ -98,7 +100,7 @@ def make_study_triage(
 
     Args:
         detectors: folders made by `train`.
-        out: where the pseudonyms' key and map are kept.
+        out: where the pseudonyms' key is kept.
         config: YAML of `TriageConfig`, or None.
         settings: ``--set`` strings of `TriageConfig`.
         device: auto, cpu or cuda.
@@ -106,12 +108,11 @@ def make_study_triage(
     by_view = load_detectors(detectors, device=device)
     chosen = load_config(TriageConfig, config, settings)
     check_views(chosen.eligibility, sorted(by_view))
-    names = Pseudonyms(out / "private")
 
     def run(files: Sequence[Path], folder: Path) -> Sequence[Path]:
+        names = Pseudonyms(out / "private")  # its map is not kept: nobody is shown these names
         candidates, _ = find_candidates(files, leave_out=folder)
         intake = take_in(candidates, chosen, specs_of(by_view), names)
-        names.save()
         reasons = [failure.message for failure in intake.failures]
         written: list[Path] = []
         for _, result in score_studies(intake.studies, by_view, chosen.limits):

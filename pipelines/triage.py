@@ -2,13 +2,12 @@
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from esad_med.base.config import dump_yaml
-from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.errors import CaseError, ConfigError, ImageError
 from esad_med.base.identifiers import Pseudonyms
 from esad_med.base.runs import (
     Failure,
@@ -25,11 +24,12 @@ from esad_med.base.runs import (
     write_json,
     write_text,
 )
-from pipelines.triage_intake import Study, TriageConfig, check_views, find_candidates, take_in
-from pipelines.triage_results import identifiers_of, write_study, write_tables
-from pipelines.triage_scoring import ViewDetector, score_studies, specs_of
+from pipelines.triage_eligibility import check_views
+from pipelines.triage_files import RUN_MARK, find_candidates
+from pipelines.triage_intake import Study, TriageConfig, take_in
+from pipelines.triage_results import identifiers_of, read_study, write_study, write_tables
+from pipelines.triage_scoring import StudyScore, ViewDetector, score_studies, specs_of
 
-_JOURNAL = "journal.jsonl"
 _PRIVATE = "private"
 
 
@@ -82,9 +82,9 @@ def triage(
         ConfigError: ``out`` cannot be written, or holds something else than a triage.
     """
     check_views(config.eligibility, sorted(detectors))
+    candidates, others = find_candidates(paths, leave_out=out)
     _prepare_folder(out)
     names = Pseudonyms(out / _PRIVATE, key_file=key_file)
-    candidates, others = find_candidates(paths, leave_out=out)
     intake = take_in(candidates, config, specs_of(detectors), names, progress=progress)
     names.save()
     write_text(out / "config.yaml", dump_yaml(config))
@@ -105,13 +105,14 @@ def triage(
 
 def _prepare_folder(out: Path) -> None:
     try:
-        used = out.exists() and any(out.iterdir()) and not (out / _JOURNAL).exists()
+        used = out.exists() and any(out.iterdir()) and not (out / RUN_MARK).exists()
     except OSError as error:
         raise output_error(out, error) from error
     if used:
         raise ConfigError(f"{out}: exists and is no result of `triage`; choose another --out")
     ensure_folder(out)
-    (out / _JOURNAL).touch()
+    out.chmod(0o700)  # pictures of patients, and with --identifiers their names
+    (out / RUN_MARK).touch()
 
 
 def _run_facts(detectors: Mapping[str, ViewDetector], names: Pseudonyms) -> dict[str, Any]:
@@ -134,10 +135,10 @@ def _results(
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
     """The ``study.json`` of each study, scored now or by an earlier run."""
-    journal = Journal(out / _JOURNAL)
+    journal = Journal(out / RUN_MARK)
     waiting = []
     for study in studies:
-        known = _known(study, _key(study, detectors, config, dicom), out, journal)
+        known = _known(study, _key(study, detectors, config, dicom), out, journal, dicom)
         if known is None:
             waiting.append(study)
         else:
@@ -152,26 +153,45 @@ def _results(
         summary.failures += result.failures
         folder = out / "studies" / study.case_id
         write_study(folder, result)
-        if dicom:
-            from pipelines.dicom_results import write_results
-
-            write_results(result, out / _PRIVATE / "dicom" / study.case_id, limits=config.limits)
-        journal.record(study.case_id, _key(study, detectors, config, dicom))
+        refused = _write_dicom(result, out, config) if dicom else None
+        if refused is None:
+            journal.record(study.case_id, _key(study, detectors, config, dicom))
+        else:
+            summary.failures.append(refused)
+            say(f"{study.case_id}: no DICOM results, {refused.message}")
         yield read_json(folder / "study.json", ConfigError)
 
 
-def _known(study: Study, key: str, out: Path, journal: Journal) -> dict[str, Any] | None:
-    if journal.is_done(study.case_id, key):
-        with suppress(CaseError):  # missing or damaged since: score it again
-            return read_json(out / "studies" / study.case_id / "study.json", CaseError)
+def _write_dicom(result: StudyScore, out: Path, config: TriageConfig) -> Failure | None:
+    """Write a study's DICOM results; the failure where its header allows none."""
+    from pipelines.dicom_results import write_results
+
+    study = result.study.case_id
+    try:
+        write_results(result, out / _PRIVATE / "dicom" / study, limits=config.limits)
+    except (CaseError, ImageError) as error:
+        return Failure.of(study, "dicom", error)
     return None
+
+
+def _known(
+    study: Study, key: str, out: Path, journal: Journal, dicom: bool
+) -> dict[str, Any] | None:
+    """The result of an earlier run, unless something of it is missing or damaged since."""
+    if not journal.is_done(study.case_id, key):
+        return None
+    if dicom and all(image.header.kind == "DICOM" for image in study.images):
+        folder = out / _PRIVATE / "dicom" / study.case_id
+        if not all((folder / name).exists() for name in ("sr.dcm", "sc.dcm")):
+            return None
+    return read_study(out / "studies" / study.case_id)
 
 
 def _key(
     study: Study, detectors: Mapping[str, ViewDetector], config: TriageConfig, dicom: bool
 ) -> str:
     """What a study's result hangs on."""
-    images = [(i.image_id, i.digest, i.header.view, i.notes) for i in study.images]
+    images = [(i.image_id, i.digest, i.header, i.notes) for i in study.images]
     used = sorted({detectors[image.header.view].digest for image in study.images})
     facts = repr((images, study.set_aside, used, dicom))
     return digest_bytes(facts.encode(), config.model_dump_json().encode())

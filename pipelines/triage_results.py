@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 
+from esad_med.base.errors import CaseError
 from esad_med.base.runs import (
     Failure,
     atomic_folder,
+    read_json,
     versions,
     write_csv,
     write_json,
@@ -65,6 +67,22 @@ def write_study(folder: Path, result: StudyScore) -> None:
                 spacing_mm=one.image.header.spacing_mm,
             )
         write_json(temporary / "study.json", describe(result))
+
+
+def read_study(folder: Path) -> dict[str, Any] | None:
+    """What `write_study` wrote, or None where a part of it is missing or damaged."""
+    try:
+        found = read_json(folder / "study.json", CaseError)
+        for name in (image["image_id"] for image in found["images"]):
+            if not (folder / f"{name}_residual.nii.gz").exists():
+                return None
+            for kind in _PICTURES:
+                with Pillow.open(folder / f"{name}_{kind}.png") as picture:
+                    picture.load()
+        complete = {*_COLUMNS, "failures"} - {"rank", "above"} <= found.keys()
+    except (CaseError, OSError, SyntaxError, ValueError, KeyError, TypeError):
+        return None
+    return found if complete else None
 
 
 def _thumbnail(one: ImageScore) -> npt.NDArray[np.uint8]:

@@ -24,6 +24,7 @@ STUDY_RULE = (
 )
 PICTURE_PX = 1024
 _BLOCK = 32
+_FEW_NORMALS = 100
 _RESIDUAL_QUANTILES = (0.5, 0.99)
 
 
@@ -40,6 +41,12 @@ class ViewDetector:
     def views(self) -> tuple[str, ...]:
         """The views it was trained on."""
         return tuple(self.detector.input.view_positions or ())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known of every percentile that it gives."""
+        count = self.detector.contract.calibration.normals
+        return (f"percentile among {count} normals only",) if count < _FEW_NORMALS else ()
 
     def excess(self, score: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Scores on a scale where held-out normals have median 0 and 99th percentile 1."""
@@ -219,7 +226,9 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
     scores, residuals = own.detector.examine(samples)
     percentiles = own.detector.percentile(scores.score)
     excess = own.excess(scores.score)
+    notes = own.notes
     for index, (_, image, prepared, picture) in enumerate(group):
+        image = replace(image, notes=(*image.notes, *notes))
         rows, columns = prepared.xray.pixels.shape
         yield ImageScore(
             image=image,

@@ -138,7 +138,8 @@ def _explain(kind: type[Spec], error: ValidationError) -> list[str]:
         else:
             value = item.get("input")
             found = "" if isinstance(value, dict) else f" (found {repr(value)[:80]})"
-            messages.append(f"{path}: {item['msg']}{found}")
+            reason = item["msg"].removeprefix("Value error, ")
+            messages.append(f"{path}: {reason}{found}" if item["loc"] else reason)
     return messages
 
 

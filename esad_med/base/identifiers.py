@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from esad_med.base.errors import ConfigError
-from esad_med.base.runs import output_error
+from esad_med.base.runs import atomic_file, output_error
 
 _KEY_BYTES = 32
 _SHOWN = 16  # hexadecimal digits: 64 bits, two of a million studies meet once in 40 million runs
@@ -69,20 +69,18 @@ class Pseudonyms:
         return self._known.get(name, ("", ""))[1]
 
     def save(self) -> None:
-        """Add the new names to ``map.csv``.
+        """Add the new names to ``map.csv``, which is written as a whole: a crash loses none.
 
         Raises:
             ConfigError: it cannot be written.
         """
-        rows = [(name, *found) for name, found in self._added.items()]
-        new = not self._map.exists()
-        try:
-            with os.fdopen(_open_private(self._map, os.O_APPEND), "ab") as file:
-                file.write(_to_bytes(_to_csv([("case_id", "kind", "identifier")] * new + rows)))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise output_error(self._map, error) from error
+        if not self._added and self._map.exists():
+            return
+        rows = [(name, *found) for name, found in self._known.items()]
+        text = _to_csv([("case_id", "kind", "identifier"), *rows])
+        with atomic_file(self._map) as temporary:
+            os.close(_open_private(temporary, os.O_EXCL))
+            temporary.write_bytes(_to_bytes(text))
         self._added.clear()
 
     def _read_map(self) -> dict[str, tuple[str, str]]:
@@ -96,7 +94,8 @@ class Pseudonyms:
             raise output_error(self._map, error) from error
         except (ValueError, csv.Error) as error:
             raise ConfigError(
-                f"{self._map}: not a map of identifiers; move it away, it is written anew"
+                f"{self._map}: not a map of identifiers, so it was edited or damaged; move it away"
+                " (its names cannot be resolved without it), a new one is begun"
             ) from error
 
 
@@ -136,10 +135,13 @@ def _read_or_draw_key(path: Path) -> bytes:
                 os.fsync(file.fileno())
         key = path.read_bytes()
     except OSError as error:
-        raise output_error(path, error) from error
-    if len(key) < _KEY_BYTES:
+        reason = error.strerror or str(error)
         raise ConfigError(
-            f"{path}: {len(key)} bytes, expected a key of at least {_KEY_BYTES}; name another file,"
-            " one that does not exist is made"
+            f"{path}: no key can be read or made there ({reason}); name another file as --key"
+        ) from error
+    if len(key) != _KEY_BYTES:
+        raise ConfigError(
+            f"{path}: {len(key)} bytes, expected a key of {_KEY_BYTES}; name another file, one that"
+            " does not exist is made"
         )
     return key

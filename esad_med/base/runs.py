@@ -145,7 +145,8 @@ def ensure_folder(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write text atomically, UTF-8."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a file name that is no UTF-8 comes as lone surrogates, which cannot be written
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -399,7 +399,10 @@ def _describe_derivation(image: Dataset, result: StudyResult) -> None:
     image.ImageType = ["DERIVED", "SECONDARY"]
     image.DerivationDescription = _DERIVATION
     image.BodyPartExamined = "CHEST"
-    image.BurnedInAnnotation = "NO"  # of identifying information: the caption holds none
+    # Of identifying information: the caption holds none, the radiograph as the source says.
+    burned_in = read_text(result.driver.source, "BurnedInAnnotation", ["ascii"]).strip()
+    if burned_in in {"YES", "NO"}:
+        image.BurnedInAnnotation = burned_in
     image.ConversionType = "WSD"
     image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = _moment(result.created)
     # The picture may have been turned and cropped: a wrong left and right is worse than none.

@@ -73,6 +73,26 @@ def test_names_are_added_once_and_old_ones_stay(tmp_path):
     assert Pseudonyms(tmp_path).resolve("patient-unknown") == ""
 
 
+def test_the_map_is_whole_at_every_moment(tmp_path, monkeypatch):
+    first = Pseudonyms(tmp_path)
+    name = first.name("patient", "p1")
+    first.save()
+    before = (tmp_path / "map.csv").read_bytes()
+    again = Pseudonyms(tmp_path)
+    again.name("patient", "p2")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(ConfigError, match="No space left"):
+        again.save()
+    monkeypatch.undo()
+    assert (tmp_path / "map.csv").read_bytes() == before
+    assert Pseudonyms(tmp_path).resolve(name) == "p1"
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
 def test_key_and_map_are_for_the_owner_alone(tmp_path):
     before = os.umask(0)
     try:
@@ -89,7 +109,7 @@ def test_key_and_map_are_for_the_owner_alone(tmp_path):
 
 def test_a_short_key_and_a_map_that_is_none_are_refused(tmp_path):
     (tmp_path / "short").write_bytes(b"x" * 31)
-    with pytest.raises(ConfigError, match="expected a key of at least 32"):
+    with pytest.raises(ConfigError, match="expected a key of 32"):
         Pseudonyms(tmp_path / "a", key_file=tmp_path / "short")
     for content in (b"case_id\n1\n", b"\xff\xff", b"", b'a,b,c\n"'):
         folder = tmp_path / "b"

@@ -2,6 +2,7 @@
 
 import io
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -54,8 +55,6 @@ def test_few_bits_are_stretched_to_the_same_range(bits):
         b"\0" + bytes(np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel()))
         for row in levels
     ]
-    import zlib
-
     data = make_png_by_hand(96, 80, zlib.compress(b"".join(rows)), bits=bits)
     np.testing.assert_allclose(read(data), levels / (2**bits - 1), atol=1e-6)
 

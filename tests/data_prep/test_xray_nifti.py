@@ -1,5 +1,6 @@
 """NIfTI radiographs come out upright, whichever way their affine places them."""
 
+import gzip
 import itertools
 import struct
 
@@ -78,8 +79,6 @@ def test_every_kind_of_nifti_reads_alike(version, packed, code):
         image.set_qform(affine, 1)
         data = image.to_bytes()
     if packed:
-        import gzip
-
         data = gzip.compress(data)
     assert is_nifti(data)
     np.testing.assert_array_equal(read(data), UPRIGHT)
@@ -106,6 +105,14 @@ def test_a_picture_from_front_to_back_is_lateral():
     assert show_header(make_nifti(values, affine)).view == "lateral"
     lateral = read(make_nifti(values, affine))
     np.testing.assert_array_equal(lateral, UPRIGHT[::-1, ::-1])  # head up, front to the left
+
+
+@pytest.mark.parametrize("front", [1, -1])
+@pytest.mark.parametrize("left", [1, -1])
+def test_a_plane_without_head_and_feet_has_its_front_at_the_top(front, left):
+    upright = PIXELS.T[::left, ::-front, None]  # (left or right, front or back, 1)
+    affine = np.diag([-0.2 * left, 0.4 * front, 1, 1])
+    np.testing.assert_array_equal(read(make_nifti(np.ascontiguousarray(upright), affine)), UPRIGHT)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.int32, np.float32, np.float64])
@@ -180,6 +187,12 @@ def test_a_cut_file_and_one_without_directions_are_refused():
     rows = {"srow_x": [0, 0, 0, 0], "srow_y": [0, 1, 0, 0], "srow_z": [0, 0, 1, 0]}
     flat = make_nifti(PIXELS[:, :, None], None, sform_code=1, **rows)
     assert "damaged NIfTI file" in refusal(flat)
+
+
+def test_a_file_that_unpacks_to_much_more_than_its_header_says_is_refused():
+    data = make_nifti(PIXELS[:, :, None], np.eye(4))
+    read(gzip.compress(data + bytes(1 << 20)))
+    assert "4.0 MiB when unpacked" in refusal(gzip.compress(data + bytes(5 << 20)))
 
 
 def test_an_extension_does_not_matter():

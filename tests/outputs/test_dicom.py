@@ -254,13 +254,24 @@ def test_capture_keeps_each_pixel_and_refers_to_the_driving_image(tmp_path):
     assert source.ReferencedSOPClassUID == CR
     assert capture.Modality == "OT"
     assert capture.BodyPartExamined == "CHEST"
-    assert capture.BurnedInAnnotation == "NO"
+    assert "BurnedInAnnotation" not in capture  # the source does not say
     assert capture.SeriesDescription == "ESAD residual overlay (research use only)"
     assert list(capture.ImageType) == ["DERIVED", "SECONDARY"]
     assert "not for diagnosis" in capture.DerivationDescription
     assert capture.PhotometricInterpretation == "RGB"
     assert "Laterality" not in capture
     assert not capture.PatientOrientation
+
+
+@pytest.mark.parametrize(
+    ("stated", "wanted"), [("YES", "YES"), ("NO", "NO"), ("maybe", None), (None, None)]
+)
+def test_burned_in_names_stay_marked(stated, wanted):
+    source = make_source()
+    if stated is not None:
+        source.BurnedInAnnotation = stated
+    capture = build_secondary_capture(make_result(make_image(source)), make_picture())
+    assert capture.get("BurnedInAnnotation") == wanted
 
 
 def test_a_picture_seen_through_a_stride_is_written_as_it_looks(tmp_path):
