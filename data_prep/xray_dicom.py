@@ -7,6 +7,7 @@ pydicom and its plug-ins will be given.
 import io
 import struct
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     RLELossless,
 )
 
@@ -35,6 +38,8 @@ from esad_med.base.limits import Limits
 Floats = npt.NDArray[np.float32]
 
 _MOST_DEPTH = 64
+# What only pylibjpeg-libjpeg decodes, which is GPL-3 and so in an extra.
+_NEED_LIBJPEG = {JPEGLossless, JPEGLosslessSV1}
 _MOST_READS = 60_000  # an element takes two or three; radiographs have hundreds of elements
 _BESIDE_MIB = 32  # of a deflated file, beside its pixels
 _SEQUENCE_MIB = 8  # of one of stated length, which pydicom unfolds as a whole
@@ -196,6 +201,10 @@ def _stored_values(dataset: Dataset) -> npt.NDArray[Any]:
             raise ImageError(
                 "12-bit JPEG (JPEG Extended) cannot be decoded; convert it first, such as with"
                 " `dcmdjpeg`"
+            ) from error
+        if syntax in _NEED_LIBJPEG and find_spec("libjpeg") is None:
+            raise ImageError(
+                f"{name} needs a decoder that is not installed; pip install 'esad-med[dicom]'"
             ) from error
         raise ImageError(f"its pixel data cannot be decoded ({name}); damaged or cut off") from (
             error

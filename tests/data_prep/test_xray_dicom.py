@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from imagecodecs import ljpeg_encode
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
-from pydicom.uid import JPEG2000Lossless, JPEGExtended12Bit, RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGExtended12Bit, JPEGLosslessSV1, RLELossless
 from xray_files import (
     SECRETS,
     draw,
@@ -588,3 +589,18 @@ def test_odd_files_that_can_be_read_say_what_is_odd_about_them(data_root):
     assert (dog.body_part, dog.species != "" or dog.view != "PA") == ("THORAX", True)
     leg = read_xray_header(data_root / "cxr_dicom" / "odd" / "RG3_JPLY")
     assert leg.body_part == "EXTREMITY"
+
+
+def test_jpeg_lossless_is_read_or_its_decoder_named(monkeypatch):
+    pixels = draw(bits=12)
+    frame = ljpeg_encode(pixels, bitspersample=12)
+    data = make_encapsulated(frame, pixels, JPEGLosslessSV1, bits=12)
+    np.testing.assert_array_equal(read(data), read(make_dicom(pixels, bits=12)))
+
+    def fail(*_):
+        raise RuntimeError("unable to decode as the plugins are missing dependencies")
+
+    monkeypatch.setattr("data_prep.xray_dicom.pixel_array", fail)
+    assert "damaged or cut off" in refusal(data)
+    monkeypatch.setattr("data_prep.xray_dicom.find_spec", lambda _: None)
+    assert "decoder that is not installed; pip install 'esad-med[dicom]'" in refusal(data)
