@@ -137,7 +137,8 @@ class BoundedSocket(AssociationSocket):
         finally:
             unasked = self.assoc.requestor.primitive is None
             if len(received) < nr_bytes and unasked:  # ends the thread that waits for a request
-                self.assoc.dul.to_user_queue.put(None)  # type: ignore[arg-type] # read as a timeout
+                queue: Any = self.assoc.dul.to_user_queue
+                queue.put(None)  # read as a timeout
         return received
 
     def _read(self, nr_bytes: int) -> bytearray:
