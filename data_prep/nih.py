@@ -15,6 +15,7 @@ from typing import Literal
 
 import pandas as pd
 
+from data_prep.xray_header import years_of
 from esad_med.base.cases import SPLITS, read_table
 from esad_med.base.errors import CaseError, ImageError
 from esad_med.base.limits import Limits
@@ -37,8 +38,6 @@ _COLUMNS = {
 _LIMITS = Limits(file_mib=64, unpacked_mib=64)  # NIH's table has 8 MiB
 _MOST_HEADER = 10_000  # characters
 _SEX = ("Patient Gender", "Patient Sex")  # of the editions 2017 and 2020
-_AGE = re.compile(r"0*(\d{1,3})\s*([DMWY]?)", re.IGNORECASE)
-_PER_YEAR = {"": 1.0, "Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 
 
 def read_nih_table(path: Path) -> pd.DataFrame:
@@ -62,7 +61,7 @@ def read_nih_table(path: Path) -> pd.DataFrame:
     rows = table[list(_COLUMNS)].rename(columns=_COLUMNS)
     sex = next((name for name in _SEX if name in table), None)
     rows["sex"] = table[sex] if sex else ""
-    rows["age"] = rows["age"].map(_years)
+    rows["age"] = rows["age"].map(years_of)
     rows["findings"] = [_check_findings(path, n, v) for n, v in enumerate(rows["findings"], 2)]
     rows["truth"] = (rows["findings"] != NO_FINDING).astype("Int8")
     if len(wrong := rows.index[~rows["view"].isin(VIEWS)]):
@@ -106,11 +105,6 @@ def _check_findings(path: Path, line: int, text: str) -> str:
             f" {', '.join(FINDINGS)}, joined by |"
         )
     return text
-
-
-def _years(text: str) -> float | None:
-    match = _AGE.fullmatch(text)
-    return int(match[1]) / _PER_YEAR[match[2].upper()] if match else None
 
 
 Match = Literal["only", "contains"]

@@ -8,10 +8,8 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from data_prep.xray_dicom_values import integer_of, items_of, text_of, value_of
-from data_prep.xray_header import AP, LATERAL, PA, XrayHeader, plain
+from data_prep.xray_header import AP, LATERAL, PA, XrayHeader, plain, years_of
 
-_AGE = re.compile(r"(\d{1,3})\s*([DWMY]?)")
-_PER_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
 # ViewCodeSequence, context group 4010: SNOMED CT, and the SRT codes that older devices write.
 _VIEW_CODES = {
     **dict.fromkeys(("399348003", "R-10206"), AP),
@@ -82,9 +80,9 @@ def age_of(dataset: Dataset) -> float | None:
 
     A bare number, which the standard does not allow, counts as years.
     """
-    match = _AGE.fullmatch(text_of(dataset, "PatientAge").strip().upper())
-    if match:
-        return int(match[1]) / _PER_YEAR[match[2]]
+    age = years_of(text_of(dataset, "PatientAge"))
+    if age is not None:
+        return age
     born = _date(text_of(dataset, "PatientBirthDate"))
     dates = (_date(text_of(dataset, name)) for name in _DATES)
     taken = next((date for date in dates if date is not None), None)

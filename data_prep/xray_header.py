@@ -60,6 +60,16 @@ def plain(text: str) -> str:
     return _CODE_STRING.sub("?", text.strip())[:16]
 
 
+_AGE = re.compile(r"0*(\d{1,3})\s*([DWMY]?)", re.IGNORECASE)
+_PER_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
+
+
+def years_of(text: str) -> float | None:
+    """Years of an age as DICOM and NIH write it: 058Y, 018M, 012W, 003D; a bare number is years."""
+    match = _AGE.fullmatch(text.strip())
+    return int(match[1]) / _PER_YEAR[match[2].upper()] if match else None
+
+
 # What coded elements are known to hold: modalities, body parts (PS3.16 annex L), views,
 # photometric interpretations. Whatever else stands there may be a name.
 _WORDS = """

@@ -14,13 +14,14 @@ from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml, load_config
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ModelError
 from esad_med.base.runs import (
+    JOURNAL,
     Failure,
     Journal,
     Progress,
     Say,
+    claim_run_folder,
     digest_bytes,
     digest_file,
-    ensure_folder,
     no_progress,
     output_error,
     read_json,
@@ -46,8 +47,6 @@ from pipelines.slide_results import (
     write_slide_results,
 )
 from pipelines.tiling import identity, label_tiles
-
-_JOURNAL = "journal.jsonl"
 
 
 @dataclass
@@ -161,13 +160,12 @@ def screen_slides(
     Raises:
         ConfigError: ``out`` cannot be written, or holds something else than a screening.
     """
-    _refuse_other_folder(out, cases)
-    ensure_folder(out)
-    (out / _JOURNAL).touch()  # tells a screening's folder from any other
+    _refuse_other_folders(out, cases)
+    claim_run_folder(out, "screen")
     earlier = read_earlier(out, cases, detector, config)
     write_text(out / "config.yaml", dump_yaml(config))
     write_json(out / "run.json", run_facts(detector))
-    journal = Journal(out / _JOURNAL)
+    journal = Journal(out / JOURNAL)
     summary = ScreeningSummary(out)
     for case in cases:
         try:
@@ -186,15 +184,14 @@ def screen_slides(
     return summary
 
 
-def _refuse_other_folder(out: Path, cases: Sequence[Case]) -> None:
+def _refuse_other_folders(out: Path, cases: Sequence[Case]) -> None:
     """Results replace results, nothing else: not the data folder ``CASE`` of a ``CASE.mrxs``."""
     try:
-        used = out.is_dir() and any(out.iterdir()) and not (out / _JOURNAL).exists()
         others = [case.case_id for case in cases if _is_other(out / case.case_id)]
     except OSError as error:
         raise output_error(out, error) from error
-    if used or others:
-        name = out / others[0] if others else out
+    if others:
+        name = out / others[0]
         raise ConfigError(f"{name}: exists and is no result of `screen`; choose another --out")
 
 

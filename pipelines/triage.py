@@ -10,14 +10,14 @@ from esad_med.base.config import dump_yaml
 from esad_med.base.errors import CaseError, ConfigError, ImageError
 from esad_med.base.identifiers import Pseudonyms
 from esad_med.base.runs import (
+    JOURNAL,
     Failure,
     Journal,
     Progress,
     Say,
+    claim_run_folder,
     digest_bytes,
-    ensure_folder,
     no_progress,
-    output_error,
     read_json,
     versions,
     write_failures,
@@ -25,7 +25,7 @@ from esad_med.base.runs import (
     write_text,
 )
 from pipelines.triage_eligibility import check_views
-from pipelines.triage_files import RUN_MARK, find_candidates
+from pipelines.triage_files import find_candidates
 from pipelines.triage_intake import Study, TriageConfig, take_in
 from pipelines.triage_results import identifiers_of, read_study, write_study, write_tables
 from pipelines.triage_scoring import StudyScore, ViewDetector, score_studies, specs_of
@@ -83,7 +83,8 @@ def triage(
     """
     check_views(config.eligibility, sorted(detectors))
     candidates, others = find_candidates(paths, leave_out=out)
-    _prepare_folder(out)
+    claim_run_folder(out, "triage")
+    out.chmod(0o700)  # pictures of patients, and with --identifiers their names
     names = Pseudonyms(out / _PRIVATE, key_file=key_file)
     intake = take_in(candidates, config, specs_of(detectors), names, progress=progress)
     names.save()
@@ -101,18 +102,6 @@ def triage(
         out, found, summary.failures, detectors, config, shown, created=now
     )
     return summary
-
-
-def _prepare_folder(out: Path) -> None:
-    try:
-        used = out.exists() and any(out.iterdir()) and not (out / RUN_MARK).exists()
-    except OSError as error:
-        raise output_error(out, error) from error
-    if used:
-        raise ConfigError(f"{out}: exists and is no result of `triage`; choose another --out")
-    ensure_folder(out)
-    out.chmod(0o700)  # pictures of patients, and with --identifiers their names
-    (out / RUN_MARK).touch()
 
 
 def _run_facts(detectors: Mapping[str, ViewDetector], names: Pseudonyms) -> dict[str, Any]:
@@ -135,7 +124,7 @@ def _results(
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
     """The ``study.json`` of each study, scored now or by an earlier run."""
-    journal = Journal(out / RUN_MARK)
+    journal = Journal(out / JOURNAL)
     waiting = []
     for study in studies:
         known = _known(study, _key(study, detectors, config, dicom), out, journal, dicom)

@@ -8,8 +8,8 @@ from data_prep.xray import looks_like_image
 from data_prep.xray_header import AP, LATERAL, PA, XrayHeader, shown
 from esad_med.base.cases import read_table
 from esad_med.base.errors import CaseError
+from esad_med.base.runs import JOURNAL
 
-RUN_MARK = "journal.jsonl"
 _OLDEST = 130
 _COLUMNS = ("path", "study_id", "patient_id", "view", "age", "sex")
 
@@ -57,7 +57,7 @@ def find_candidates(paths: Sequence[Path], *, leave_out: Path) -> tuple[list[Can
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds the results of a triage, which are no radiographs."""
-    return all((folder / name).exists() for name in (RUN_MARK, "run.json", "private"))
+    return all((folder / name).exists() for name in (JOURNAL, "run.json", "private"))
 
 
 def _files_below(path: Path, leave_out: Path) -> Iterator[Path]:
@@ -65,7 +65,7 @@ def _files_below(path: Path, leave_out: Path) -> Iterator[Path]:
         yield path
         return
     results = {leave_out.resolve()}
-    results |= {file.resolve().parent for file in path.rglob(RUN_MARK) if is_run(file.parent)}
+    results |= {file.resolve().parent for file in path.rglob(JOURNAL) if is_run(file.parent)}
     for file in path.rglob("*"):
         if file.is_file() and results.isdisjoint(file.resolve().parents):
             yield file

@@ -25,7 +25,6 @@ STUDY_RULE = (
 PICTURE_PX = 1024
 _BLOCK = 32
 _FEW_NORMALS = 100
-_RESIDUAL_QUANTILES = (0.5, 0.99)
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,13 @@ class ViewDetector:
         middle, high = (self.detector.threshold_at(p) for p in (50.0, 99.0))
         return np.asarray((score.astype(np.float64) - middle) / max(high - middle, 1e-12))
 
-    def residual_limits(self, residual: npt.NDArray[np.float32]) -> tuple[float, float]:
-        """From no color to full color: quantiles of held-out normals, else of the map itself."""
+    @property
+    def residual_limits(self) -> tuple[float, float]:
+        """From no color to full color: quantiles of held-out normals."""
         known = self.detector.contract.calibration.residual_limits
-        low, high = known or np.quantile(residual, _RESIDUAL_QUANTILES).tolist()
-        return float(low), float(max(high, low + 1e-12))
+        assert known is not None, "detectors of pictures have them"
+        low, high = known
+        return low, max(high, low + 1e-12)
 
 
 def load_detectors(paths: Sequence[Path], *, device: str = "auto") -> dict[str, ViewDetector]:
@@ -242,7 +243,7 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
             picture=picture,
             shape=(int(rows), int(columns)),
             residual=residuals[index],
-            residual_limits=own.residual_limits(residuals[index]),
+            residual_limits=own.residual_limits,
         )
 
 

@@ -37,7 +37,6 @@ from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
 from pipelines.chest_xray import MODALITY, PreparedXray, in_order, prepare_xray
 
 _BATCH = 256
-_SHOWN = 5
 
 
 class OutlierSpec(Spec):
@@ -126,7 +125,12 @@ def plan_xray_store(
     Raises:
         CaseError: table or lists cannot be used, a patient crosses splits, nothing is left.
     """
-    everything = read_nih_table(table)
+    return _plan(read_nih_table(table), table, lists, config)
+
+
+def _plan(
+    everything: pd.DataFrame, table: Path, lists: Sequence[str], config: XrayStoreConfig
+) -> tuple[pd.DataFrame, XraySummary]:
     listed = [read_image_list(text) for text in lists]
     rows = everything
     if config.view != "any":
@@ -215,11 +219,12 @@ def make_xray_store(
         CaseError: table or lists cannot be used, a patient crosses splits, no image was found.
         ConfigError: ``out`` is something else, or a store made by another request.
     """
-    rows, summary = plan_xray_store(table, lists, config)
+    everything = read_nih_table(table)
+    rows, summary = _plan(everything, table, lists, config)
     summary.out = out
     refuse_other_folder(out)
     files = find_images(folders, [suffix for suffix in SUFFIXES if suffix])
-    paths = _match(rows, files, read_nih_table(table)["image"], summary)
+    paths = _match(rows, files, everything["image"], summary)
     request = _request(paths, table, lists, config)
     if not overwrite and (store := open_if_store(out)) is not None:
         if store.contract.get("request") != request:

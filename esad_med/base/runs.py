@@ -28,6 +28,9 @@ _VERSIONED = (
 )
 
 
+#: The file that notes a run's complete cases, and marks its folder.
+JOURNAL = "journal.jsonl"
+
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0 unknown)."""
 
@@ -208,6 +211,31 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def claim_run_folder(out: Path, command: str) -> None:
+    """Make ``out`` the run folder of a command, or find that it is one already.
+
+    Raises:
+        ConfigError: it cannot be written, or holds something else, such as another command's run.
+    """
+    try:
+        used = out.is_dir() and any(out.iterdir())
+        begun = (out / JOURNAL).exists()
+    except OSError as error:
+        raise output_error(out, error) from error
+    if used and not (begun and _command_of(out) in {"", command}):
+        raise ConfigError(f"{out}: exists and is no result of `{command}`; choose another --out")
+    ensure_folder(out)
+    (out / JOURNAL).touch()  # tells a run's folder from any other
+
+
+def _command_of(out: Path) -> str:
+    """Whose run it is, by its ``run.json``; empty where the run was cut off before it."""
+    try:
+        return str(read_json(out / "run.json", ConfigError).get("command", ""))
+    except ConfigError:
+        return ""
 
 
 class Journal:

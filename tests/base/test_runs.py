@@ -10,6 +10,7 @@ from esad_med.base.runs import (
     Journal,
     atomic_file,
     atomic_folder,
+    claim_run_folder,
     ensure_folder,
     write_failures,
     write_json,
@@ -83,3 +84,17 @@ def test_failures_are_a_table(tmp_path):
     )
     text = (tmp_path / "failures.csv").read_text()
     assert text == 'case_id,stage,error,message\ns1,open,ConfigError,"a, b\nand c"\n'
+
+
+def test_a_run_folder_belongs_to_one_command(tmp_path):
+    out = tmp_path / "run"
+    claim_run_folder(out, "screen")
+    claim_run_folder(out, "triage")  # begun, but not yet anyone's
+    write_json(out / "run.json", {"command": "screen"})
+    claim_run_folder(out, "screen")
+    with pytest.raises(ConfigError, match="no result of `triage`"):
+        claim_run_folder(out, "triage")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match="no result of `screen`"):
+        claim_run_folder(tmp_path / "mine", "screen")
