@@ -16,7 +16,7 @@ from typing import Literal
 import pandas as pd
 
 from data_prep.xray_header import years_of
-from esad_med.base.cases import SPLITS, read_table
+from esad_med.base.cases import SPLITS, files_below, read_table
 from esad_med.base.errors import CaseError, ImageError
 from esad_med.base.limits import Limits
 
@@ -204,8 +204,8 @@ def find_images(folders: Iterable[Path], suffixes: Iterable[str]) -> dict[str, P
     for folder in folders:
         if not folder.is_dir():
             raise CaseError(f"{folder}: no such folder; expected one that holds images")
-        for path in sorted(folder.rglob("*")):
-            if not path.name.lower().endswith(wanted) or not path.is_file():
+        for path in files_below(folder):
+            if not path.name.lower().endswith(wanted):
                 continue
             if path.name in found:
                 raise CaseError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_prep.xray import looks_like_image
 from data_prep.xray_header import AP, LATERAL, PA, XrayHeader, shown
-from esad_med.base.cases import read_table
+from esad_med.base.cases import files_below, read_table
 from esad_med.base.errors import CaseError
 from esad_med.base.runs import JOURNAL
 
@@ -45,7 +45,7 @@ def find_candidates(paths: Sequence[Path], *, leave_out: Path) -> tuple[list[Can
     for path in paths:
         if not path.exists():
             raise CaseError(f"{path}: no such file or folder")
-        for file in _files_below(path, leave_out):
+        for file in _files(path, leave_out):
             if path.is_dir() and not looks_like_image(file):
                 others += 1
             else:
@@ -60,15 +60,12 @@ def is_run(folder: Path) -> bool:
     return all((folder / name).exists() for name in (JOURNAL, "run.json", "private"))
 
 
-def _files_below(path: Path, leave_out: Path) -> Iterator[Path]:
+def _files(path: Path, leave_out: Path) -> Iterator[Path]:
+    """A file itself, or what lies below a folder, but no results."""
     if not path.is_dir():
-        yield path
-        return
-    results = {leave_out.resolve()}
-    results |= {file.resolve().parent for file in path.rglob(JOURNAL) if is_run(file.parent)}
-    for file in path.rglob("*"):
-        if file.is_file() and results.isdisjoint(file.resolve().parents):
-            yield file
+        return iter([path])
+    results = leave_out.resolve()
+    return files_below(path, skip=lambda folder: folder.resolve() == results or is_run(folder))
 
 
 def _read_manifest(path: Path) -> list[Candidate]:

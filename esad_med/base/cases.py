@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +103,24 @@ def read_table(path: Path) -> pd.DataFrame:
 def _separator_hint(table: pd.DataFrame) -> str:
     only = str(table.columns[0]) if len(table.columns) == 1 else ""
     return "; separate the columns with commas" if set(only) & set(";\t|") else ""
+
+
+def files_below(folder: Path, *, skip: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
+    """Every file in a folder and its subfolders, in order; links to folders are followed.
+
+    Args:
+        folder: where to begin.
+        skip: says of a folder whether to leave it out, with all below it.
+    """
+    seen: set[Path] = set()  # links may lead back to where they are
+    for name, folders, files in os.walk(folder, followlinks=True):
+        here = Path(name)
+        if here.resolve() in seen or skip(here):
+            folders.clear()
+            continue
+        seen.add(here.resolve())
+        folders.sort()
+        yield from (here / file for file in sorted(files) if (here / file).is_file())
 
 
 def check_cases(cases: Sequence[Case], *, source: str) -> None:

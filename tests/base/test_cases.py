@@ -2,7 +2,7 @@
 
 import pytest
 
-from esad_med.base.cases import check_patients, read_manifest
+from esad_med.base.cases import check_patients, files_below, read_manifest
 from esad_med.base.errors import CaseError
 
 
@@ -65,3 +65,17 @@ def test_a_missing_manifest_is_a_case_error(tmp_path):
 
 def test_unknown_patients_and_splits_never_clash():
     check_patients([("", "train"), ("", "test"), ("p", ""), ("p", "train"), ("p", "train")])
+
+
+def test_files_below_follows_links_once_and_skips_folders(tmp_path):
+    for name in ("a/1.txt", "a/deep/2.txt", "b/3.txt", "left/4.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    elsewhere = tmp_path / "a"
+    (tmp_path / "b" / "link").symlink_to(elsewhere)
+    (tmp_path / "b" / "loop").symlink_to(tmp_path / "b")
+    found = files_below(tmp_path / "b")
+    names = [path.relative_to(tmp_path / "b").as_posix() for path in found]
+    assert sorted(names) == ["3.txt", "link/1.txt", "link/deep/2.txt"]
+    kept = files_below(tmp_path, skip=lambda folder: folder.name in {"left", "b"})
+    assert [path.name for path in kept] == ["1.txt", "2.txt"]
