@@ -8,7 +8,7 @@ from typing import Any
 
 from esad_med.base.config import dump_yaml
 from esad_med.base.errors import CaseError, ConfigError, ImageError
-from esad_med.base.identifiers import Pseudonyms
+from esad_med.base.identifiers import Pseudonyms, read_or_draw_key
 from esad_med.base.runs import (
     JOURNAL,
     Failure,
@@ -83,6 +83,8 @@ def triage(
     """
     check_views(config.eligibility, sorted(detectors))
     candidates, others = find_candidates(paths, leave_out=out)
+    if key_file:
+        read_or_draw_key(key_file)  # a wrong one leaves nothing behind
     claim_run_folder(out, "triage")
     out.chmod(0o700)  # pictures of patients, and with --identifiers their names
     names = Pseudonyms(out / _PRIVATE, key_file=key_file)

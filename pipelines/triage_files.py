@@ -51,7 +51,10 @@ def find_candidates(paths: Sequence[Path], *, leave_out: Path) -> tuple[list[Can
             else:
                 found[file.resolve()] = Candidate(file)
     if not found:
-        raise CaseError(f"{paths[0]}: no image found, expected DICOM, PNG, JPEG or NIfTI files")
+        raise CaseError(
+            f"{paths[0]}: no image found, expected DICOM, PNG, JPEG or NIfTI files;"
+            " results of a triage are left out"
+        )
     return [found[key] for key in sorted(found)], others
 
 

@@ -38,8 +38,9 @@ class Pseudonyms:
             ConfigError: a folder that cannot be written, or a file that is no key.
         """
         self.folder = folder
+        key = read_or_draw_key(key_file) if key_file else None  # before anything is made
         _make_private(folder)
-        self._key = _read_or_draw_key(key_file or folder / "key")
+        self._key = key or read_or_draw_key(folder / "key")
         self._map = folder / "map.csv"
         self._known = self._read_map()
         self._added: dict[str, tuple[str, str]] = {}
@@ -126,7 +127,12 @@ def _open_private(path: Path, flags: int) -> int:
     return descriptor
 
 
-def _read_or_draw_key(path: Path) -> bytes:
+def read_or_draw_key(path: Path) -> bytes:
+    """The key in a file, which is made where there is none.
+
+    Raises:
+        ConfigError: no key, or it cannot be read or made.
+    """
     try:
         if not path.exists():
             with os.fdopen(_open_private(path, os.O_EXCL), "wb") as file:

@@ -425,6 +425,11 @@ def test_a_failed_start_leaves_nothing(by_view, tmp_path):
         with pytest.raises(CaseError):
             run(path, by_view, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+    Image.fromarray(draw_pixels(0)).save(tmp_path / "a.png")
+    (tmp_path / "short").write_bytes(b"key")
+    with pytest.raises(ConfigError, match="expected a key of 32"):
+        run(tmp_path / "a.png", by_view, tmp_path / "out", key_file=tmp_path / "short")
+    assert not (tmp_path / "out").exists()
     with pytest.raises(CaseError, match="give it alone"):
         run([tmp_path / "list.csv", tmp_path], by_view, tmp_path / "out")
 
