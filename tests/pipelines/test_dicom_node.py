@@ -707,14 +707,20 @@ def serve_until(run_command, signal_number, when, *arguments):
     """Run `esad-med serve` here, and send this process a signal when something is true."""
 
     def strike():
-        wait_for(when)
-        os.kill(os.getpid(), signal_number)
+        try:
+            wait_for(when)
+        finally:
+            os.kill(os.getpid(), signal_number)
 
+    # A shell's background job is started to ignore Ctrl-C, and stays so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=strike)
     thread.start()
-    outcome = run_command("serve", *arguments)
-    thread.join()
-    return outcome
+    try:
+        return run_command("serve", *arguments)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
