@@ -1,6 +1,7 @@
 """Shared fixtures: where the real data is, composed slides, and the command line."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,12 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cases.append(Case(name, path, f"p{index}", split, int(lesions > 0), annotation))
     write_manifest(folder / "manifest.csv", cases)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c() -> None:
+    """A shell's background job is started to ignore Ctrl-C, and so would what is tested."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

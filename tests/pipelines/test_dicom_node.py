@@ -712,15 +712,11 @@ def serve_until(run_command, signal_number, when, *arguments):
         finally:
             os.kill(os.getpid(), signal_number)
 
-    # A shell's background job is started to ignore Ctrl-C, and stays so.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=strike)
     thread.start()
-    try:
-        return run_command("serve", *arguments)
-    finally:
-        thread.join()
-        signal.signal(signal.SIGINT, before)
+    outcome = run_command("serve", *arguments)
+    thread.join()
+    return outcome
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
