@@ -148,12 +148,17 @@ def leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
             yield before + key, value
 
 
-def test_the_preset_table_is_what_the_presets_say() -> None:
+@pytest.mark.parametrize(("kind", "heading"), [("image", "pictures"), ("vector", "vectors")])
+def test_the_preset_tables_are_what_the_presets_say(kind: str, heading: str) -> None:
     row = re.compile(r"^\| `([a-z_0-9.]+)` \| ([^|]+) \| ([^|]+) \|", re.MULTILINE)
-    table = {key: (a, b) for key, a, b in row.findall(PAGES["docs/method.md"])}
-    loaded = [dict(leaves(TrainConfig(preset=name).model_dump())) for name in PRESETS]
-    columns = dict(zip(PRESETS, loaded, strict=True))
-    paper, recommended = columns["paper"], columns["recommended"]
+    section = PAGES["docs/method.md"].split(f"### Presets for {heading}\n")[1].split("\n## ")[0]
+    table = {key: (a, b) for key, a, b in row.findall(section.split("\n### ")[0])}
+    names = ("paper", "recommended")
+    assert set(names) == set(PRESETS)
+    paper, recommended = (
+        dict(leaves(TrainConfig.model_validate({"preset": name, "kind": kind}).model_dump()))
+        for name in names
+    )
     for key, printed in table.items():
         found = tuple(yaml.safe_load(value) for value in printed)
         assert found == (paper[key], recommended[key]), f"docs/method.md, {key}"

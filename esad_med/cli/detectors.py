@@ -31,8 +31,10 @@ def train(
     from esad_med.method.config import TrainConfig
     from esad_med.method.trainer import train as run
 
+    samples = SampleStore(store)
     flags = overrides(
         settings,
+        kind="image" if samples.samples.ndim == 4 else "vector",
         preset=preset,
         network__width=width,
         epochs=epochs,
@@ -42,7 +44,7 @@ def train(
     chosen = load_config(TrainConfig, config, flags)
     with ProgressBar() as progress:
         detector = run(
-            SampleStore(store),
+            samples,
             chosen,
             out,
             resume=resume,

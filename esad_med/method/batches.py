@@ -16,8 +16,10 @@ from esad_med.method.transforms import (
     InputTransform,
     as_batch,
     corrupt,
+    draw_permutation,
     jitter,
     mix,
+    normal_like,
     random_views,
     shift,
     wrong_target,
@@ -59,6 +61,7 @@ class TrainingBatches:
         self.member = member
         self.balanced = config.data.outliers_per_batch > 0 and len(fold.outliers) > 0
         self.generator = torch.Generator(device)
+        self._fixed: tuple[Tensor, Tensor] | None = None
         self.start_epoch(1)
 
     def start_epoch(self, epoch: int) -> None:
@@ -103,19 +106,38 @@ class TrainingBatches:
             x = x.clone()
             x[outlier] = mix(x[outlier], config.augment.mixup, generator)
             target = x.clone()
-            target[outlier] = self._wrong_targets(x[outlier], batch["rows"][batch["y"] < 0])
+            if config.target.exists:
+                target[outlier] = self._wrong_targets(x[outlier], batch["rows"][batch["y"] < 0])
         return corrupt(x, config.augment, generator), Target(target, y)
 
     def _wrong_targets(self, x: Tensor, rows: Tensor) -> Tensor:
+        """x_tilde, drawn anew or, for ``fixed``, always the same permutation and noise of a row."""
         spec = self.config.target
         if spec.draw == "fresh":
-            return wrong_target(x, noise=spec.noise, generator=self.generator)
-        own = torch.Generator(x.device)
+            return wrong_target(x, spec, self.generator)
+        if x.ndim == 2:
+            order, noise = self._fixed_draws(x)
+            place = np.searchsorted(self.fold.outliers, rows.numpy())
+            permuted = x.gather(1, order[place]) if spec.permute else x
+            return permuted + spec.noise * noise[place]
         targets = []
+        own = torch.Generator(x.device)
         for sample, row in zip(x, rows.tolist(), strict=True):
             own.manual_seed(derive_seed(self.config.seed, row, 0, 2))
-            targets.append(wrong_target(sample[None], noise=spec.noise, generator=own))
+            targets.append(wrong_target(sample[None], spec, own))
         return torch.cat(targets)
+
+    def _fixed_draws(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The permutation and the noise that belong to each labeled outlier, (m, d) each."""
+        if self._fixed is None:
+            drawn = []
+            own = torch.Generator(x.device)
+            for row in self.fold.outliers.tolist():
+                own.manual_seed(derive_seed(self.config.seed, row, 0, 2))
+                drawn.append((draw_permutation(x[:1], own), normal_like(x[:1], own)))
+            orders, noises = zip(*drawn, strict=True)
+            self._fixed = torch.cat(orders), torch.cat(noises)
+        return self._fixed
 
     def _balanced(self, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices]]:
         """Each normal once per epoch, the last batch filled up; outliers with replacement."""

@@ -12,6 +12,7 @@ from esad_med.base.errors import ConfigError, ModelError, StoreError
 from esad_med.base.store import SampleStore
 from esad_med.method.fusion import Fusion
 from esad_med.method.networks import ImageNetworkSpec, VectorNetworkSpec
+from esad_med.method.scaling import Scaling
 from esad_med.method.terms import TermSpec
 
 FORMAT = "esad-med detector 1"
@@ -133,6 +134,7 @@ class Contract(Spec):
     members: int = Field(ge=1)
     terms: TermSpec
     views: int = Field(1, ge=1, le=8)
+    scaling: Scaling | None = None
     fusion: Fusion
     calibration: Calibration
     preparation: dict[str, Any]

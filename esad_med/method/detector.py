@@ -6,6 +6,7 @@ DETECTOR/checksums.json        SHA-256 of the two, checked at load
 DETECTOR/README.md             the model card
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -46,7 +47,7 @@ from esad_med.method.scores import Scores, join_scores
 from esad_med.method.terms import latent_norm, reconstruction_error, residual_map
 from esad_med.method.transforms import InputTransform, view, views_of
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float64"]
 Batches = npt.NDArray[Any] | Iterable[npt.NDArray[Any]]
 WEIGHTS, CONTRACT, CHECKSUMS = "weights.safetensors", "contract.json", "checksums.json"
 
@@ -78,7 +79,9 @@ class Detector:
         self.weights = dict(weights)
         self.device = choose_device(device)
         self._transform = InputTransform(
-            value_range=contract.input.value_range, image=contract.input.is_image
+            value_range=contract.input.value_range,
+            image=contract.input.is_image,
+            scaling=contract.scaling,
         )
         self._networks = [self._build(k) for k in range(contract.members)]
 
@@ -107,7 +110,8 @@ class Detector:
         Args:
             batches: one array (n, h, w, c) or (n, d), or an iterable of them.
             batch_size: how many samples go through the network at a time.
-            precision: bfloat16 is faster where the hardware has it, and less exact.
+            precision: bfloat16 is faster where the hardware has it, and less exact; float64 gives
+                the same scores in any batch to the last digit.
             progress: called with the number of samples scored so far.
 
         Raises:
@@ -128,10 +132,12 @@ class Detector:
         self.check_samples(samples)
         spec = self.contract.terms
         with torch.inference_mode(), _exactly(self.device, precision):
-            x = self._input(samples)
+            x, networks = self._input(samples), self._networks
+            if precision == "float64":
+                x, networks = x.double(), [copy.deepcopy(network).double() for network in networks]
             found = [
                 network_terms(network, x, spec=spec, views=self.contract.views)
-                for network in self._networks
+                for network in networks
             ]
         first, second = (torch.stack(t).cpu().numpy() for t in zip(*found, strict=True))
         return MemberTerms(first, second)

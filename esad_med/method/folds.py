@@ -24,7 +24,13 @@ class Fold:
 
 
 def split_folds(
-    chosen: TrainingSet, rows: pd.DataFrame, *, count: int, validation: float, seed: int
+    chosen: TrainingSet,
+    rows: pd.DataFrame,
+    *,
+    count: int,
+    validation: float,
+    seed: int,
+    hold_outliers: bool = True,
 ) -> list[Fold]:
     """Divide a training set into parts held out in turn; a patient or case is never torn apart.
 
@@ -43,6 +49,7 @@ def split_folds(
         count: how many folds are asked for; they repeat when there are fewer parts.
         validation: share to hold out.
         seed: of the dealing.
+        hold_outliers: whether groups with labeled outliers are held out at all.
     """
     if len(chosen.validation):
         held = chosen.validation
@@ -52,7 +59,7 @@ def split_folds(
             fold = Fold(chosen.normals, chosen.outliers, held[normal], held[negative])
             return [fold] * count
     parts, groups = max(2, round(1 / validation)), chosen.groups
-    dealt = _deal(groups, chosen, parts, seed)
+    dealt = _deal(groups, chosen, parts, seed, hold_outliers)
     if not _usable(dealt, chosen):
         logger.warning(
             "the training normals cannot be held out by %s (too few of them); they are held out"
@@ -60,7 +67,7 @@ def split_folds(
             chosen.held_out_by,
         )
         groups = np.arange(len(groups)).astype(str).astype(object)
-        dealt = _deal(groups, chosen, parts, seed)
+        dealt = _deal(groups, chosen, parts, seed, hold_outliers)
     used = int(dealt.max()) + 1
     folds = [_fold(dealt, chosen, k % used) for k in range(count)]
     return _share_normals(folds, chosen, groups, parts, seed) or folds
@@ -75,14 +82,16 @@ def held_out_by(chosen: TrainingSet, folds: list[Fold]) -> str:
     return chosen.held_out_by
 
 
-def _deal(groups: npt.NDArray[Any], chosen: TrainingSet, parts: int, seed: int) -> Indices:
+def _deal(
+    groups: npt.NDArray[Any], chosen: TrainingSet, parts: int, seed: int, hold_outliers: bool
+) -> Indices:
     """The part 0 ... parts-1 that each row of the store is held out with; -1 is always trained."""
     names, member = np.unique(groups.astype(str), return_inverse=True)
     normals = np.bincount(member[chosen.normals], minlength=len(names))
     outliers = np.bincount(member[chosen.outliers], minlength=len(names))
     part = np.full(len(names), -1)
     marked, plain = np.flatnonzero(outliers), np.flatnonzero((outliers == 0) & (normals > 0))
-    if len(marked) == 1:
+    if len(marked) == 1 or not hold_outliers:
         marked = marked[:0]  # the only source of labeled outliers stays in training
     parts = min(parts, max(1, int((normals[np.concatenate([marked, plain])] > 0).sum())))
     rng = np.random.default_rng([seed, 2])

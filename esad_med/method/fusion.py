@@ -46,7 +46,9 @@ class FusionConfig(Spec):
         True, description="Learn the share from held-out normals and held-out labeled outliers."
     )
     min_outliers: int = Field(
-        5, ge=1, description="Fewer held-out labeled outliers than this: the default stays."
+        10,
+        ge=1,
+        description="With fewer labeled outliers none is held out, and the default stays.",
     )
     shrinkage: float = Field(
         10.0,
@@ -160,13 +162,11 @@ def learn_norm_weight(
     Args:
         judged: of each member, its terms on what it was not trained on.
         outliers: how many labeled outliers these are, each counted once.
-        config: the least number of outliers, the shrinkage.
+        config: the shrinkage.
 
     Returns:
-        The share, or None where there are too few outliers or no normals to learn from.
+        The share, or None where no outliers or no normals were held out to learn from.
     """
-    if outliers < config.min_outliers:
-        return None
     found = [held_out_auc(judged, (1 - w, w)) for w in _GRID]
     if None in found:
         return None

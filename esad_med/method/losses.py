@@ -117,34 +117,51 @@ def assistance_loss(z_hat: Tensor, z: Tensor, *, reduction: Reduction = "mean") 
     return reconstruction_error(z_hat, z, reduction=reduction).mean()
 
 
+def esad_loss(
+    output: EsadOutput, target: Target, spec: LossSpec, *, wrong_targets: bool = True
+) -> tuple[Tensor, LossTerms]:
+    """Eq. 16: reconstruction + lambda1 * norm + lambda2 * assistance, and the three terms.
+
+    Args:
+        output: of the network for a batch.
+        target: what it is held against.
+        spec: the loss.
+        wrong_targets: without them labeled outliers take no part in the reconstruction (Table 5).
+    """
+    y = target.y
+    rebuilt = y if wrong_targets else torch.where(y > 0, y, torch.zeros_like(y))
+    terms = LossTerms(
+        reconstruction_loss(output.x_hat, target.x, rebuilt, reduction=spec.reduction),
+        norm_loss(
+            output.z_hat,
+            y,
+            norm=spec.norm,
+            pool=spec.pool,
+            eps=spec.eps,
+            averaging=spec.averaging,
+            push=spec.push,
+            outlier_weight=spec.outlier_weight,
+            margin=spec.margin,
+        ),
+        assistance_loss(output.z_hat, output.z, reduction=spec.reduction),
+    )
+    return terms.reconstruction + spec.lambda1 * terms.norm + spec.lambda2 * terms.assistance, terms
+
+
 class EsadLoss:
-    """Eq. 16: reconstruction + lambda1 * norm + lambda2 * assistance.
+    """`esad_loss` as MONAI calls it.
 
     Attributes:
         terms: the three terms of the last batch, detached, for the log.
     """
 
-    def __init__(self, spec: LossSpec) -> None:
+    def __init__(self, spec: LossSpec, *, wrong_targets: bool = True) -> None:
         self.spec = spec
+        self.wrong_targets = wrong_targets
         self.terms: LossTerms | None = None
 
     def __call__(self, output: EsadOutput, target: Target) -> Tensor:
         """The loss of a batch, a scalar."""
-        spec, y = self.spec, target.y
-        terms = LossTerms(
-            reconstruction_loss(output.x_hat, target.x, y, reduction=spec.reduction),
-            norm_loss(
-                output.z_hat,
-                y,
-                norm=spec.norm,
-                pool=spec.pool,
-                eps=spec.eps,
-                averaging=spec.averaging,
-                push=spec.push,
-                outlier_weight=spec.outlier_weight,
-                margin=spec.margin,
-            ),
-            assistance_loss(output.z_hat, output.z, reduction=spec.reduction),
-        )
+        loss, terms = esad_loss(output, target, self.spec, wrong_targets=self.wrong_targets)
         self.terms = LossTerms(*(term.detach() for term in terms))
-        return terms.reconstruction + spec.lambda1 * terms.norm + spec.lambda2 * terms.assistance
+        return loss

@@ -60,6 +60,7 @@ class Member:
     """Trains one network on one fold, epoch by epoch, and can go on where it stopped.
 
     Attributes:
+        epochs: how many will be trained.
         history: a row per epoch: loss terms, learning rate, validation AUC of score and terms.
     """
 
@@ -72,7 +73,7 @@ class Member:
         *,
         device: torch.device,
         bfloat16: bool,
-        checkpoints: Path,
+        checkpoints: Path | None,
     ) -> None:
         self.index = index
         self.data = data
@@ -80,13 +81,13 @@ class Member:
         self.device = device
         self.checkpoints = checkpoints
         self.bfloat16 = bfloat16
-        torch.manual_seed(derive_seed(config.seed, index, 0, 3))
-        self.network: Network = place(build_network(spec), device)
+        self.network = initial_network(spec, config, index, device)
         if spec.kind == "image" and spec.whiten:
             fit_whitening(self.network, self._some_normals())
         self.average = WeightAverage(self.network, config.ema)
-        self.optimizer = make_optimizer(self.network, config.optimizer)
-        self.loss = EsadLoss(config.loss)
+        pairs = [(p, p.ndim > 1) for p in self.network.parameters()]
+        self.optimizer = make_optimizer(pairs, config.optimizer)
+        self.loss = EsadLoss(config.loss, wrong_targets=config.target.exists)
         self.batches = TrainingBatches(
             data.samples,
             data.fold,
@@ -95,23 +96,24 @@ class Member:
             device=device,
             member=index,
         )
+        self.epochs = config.planned_epochs(len(self.batches))
         self.history: list[Row] = []
         self.finished = False
         self.best: dict[str, Any] = {"value": -math.inf, "epoch": 0, "weights": {}}
         self._sums = torch.zeros(4, device=device)
 
     def train(self, on_epoch: Callable[[Row], None]) -> None:
-        """Train up to the configured epochs; a checkpoint is kept after each.
+        """Train up to the planned epochs; a checkpoint is kept after each where there is a folder.
 
         Raises:
             ModelError: the loss or the weights are no longer finite.
         """
         done = len(self.history)
-        if self.finished or done >= self.config.epochs:
+        if self.finished or done >= self.epochs:
             return
         trainer = SupervisedTrainer(
             device=self.device,
-            max_epochs=self.config.epochs,
+            max_epochs=self.epochs,
             train_data_loader=self.batches,
             network=self.network,
             optimizer=self.optimizer,
@@ -136,7 +138,7 @@ class Member:
 
     def resume(self) -> bool:
         """Take up the last checkpoint, if there is one."""
-        state = load_checkpoint(self.checkpoints, self.index)
+        state = load_checkpoint(self.checkpoints, self.index) if self.checkpoints else None
         if state is None:
             return False
         self.network.load_state_dict(state["network"])
@@ -163,7 +165,7 @@ class Member:
         def start_step(engine: Engine) -> None:
             raise_if_interrupted()
             step, length = engine.state.iteration - 1, len(self.batches)
-            rate = learning_rate(step, length, self.config.epochs, self.config.optimizer)
+            rate = learning_rate(step, length, self.epochs, self.config.optimizer)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
 
@@ -255,7 +257,8 @@ class Member:
             self.best = {"value": value, "epoch": int(row["epoch"]), "weights": weights}
         patience = self.config.patience
         self.finished = patience is not None and row["epoch"] - self.best["epoch"] >= patience
-        save_checkpoint(self.checkpoints, self.index, self._state())
+        if self.checkpoints:
+            save_checkpoint(self.checkpoints, self.index, self._state())
 
     def _state(self) -> State:
         return {
@@ -275,15 +278,27 @@ class Member:
         kept = len(self.history)
         last = (
             f"the last good checkpoint, of epoch {kept}, is kept in {self.checkpoints}; finish from"
-            f" it with --resume --set epochs={kept}, or"
-            if kept
-            else "no epoch was completed;"
+            f" it with --resume --set epochs={kept}, or train anew (--overwrite)"
+            if kept and self.checkpoints
+            else "train anew"
         )
-        return ModelError(
-            f"member {self.index}, epoch {epoch}: {what} is not finite (NaN or infinite); {last}"
-            " train anew (--overwrite) with a lower optimizer.lr, optimizer.clip=1, loss.norm=rms"
-            " or loss.reduction=mean"
-        )
+        return diverged(self.index, epoch, what, last)
+
+
+def initial_network(
+    spec: NetworkSpec, config: TrainConfig, member: int, device: torch.device
+) -> Network:
+    """A member's network before its first step: its weights follow from (seed, member)."""
+    torch.manual_seed(derive_seed(config.seed, member, 0, 3))
+    return place(build_network(spec), device)
+
+
+def diverged(member: int, epoch: int, what: str, remedy: str = "train anew") -> ModelError:
+    """The error of a training whose numbers are no longer finite."""
+    return ModelError(
+        f"member {member}, epoch {epoch}: {what} is not finite (NaN or infinite); {remedy} with a"
+        " lower optimizer.lr, optimizer.clip=1, loss.norm=rms or loss.reduction=mean"
+    )
 
 
 _AUCS = ("validation_auc", "validation_auc_reconstruction", "validation_auc_norm")

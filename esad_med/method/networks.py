@@ -46,6 +46,7 @@ class ImageNetworkSpec(Spec):
     dropout: float = Field(0.0, ge=0, lt=1, description="Channel dropout before the last block.")
     pooling: Pooling = Field("max", description="Of 2x2 pixels between the encoders' blocks.")
     whiten: bool = Field(False, description="Decorrelate the colors that the encoders see (ours).")
+    second_encoder: bool = Field(True, description="Without it z_hat is z (Table 5).")
 
 
 class VectorNetworkSpec(Spec):
@@ -57,6 +58,7 @@ class VectorNetworkSpec(Spec):
     normalization: Normalization = "batch"
     latent_activation: Activation = "linear"
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the latent layer.")
+    second_encoder: bool = Field(True, description="Without it z_hat is z (Table 5).")
 
 
 NetworkSpec = ImageNetworkSpec | VectorNetworkSpec
@@ -165,13 +167,13 @@ class ImageNetwork(nn.Module):
         super().__init__()
         self.encoder1 = ImageEncoder(spec)
         self.decoder = ImageDecoder(spec)
-        self.encoder2 = ImageEncoder(spec)
+        self.encoder2 = ImageEncoder(spec) if spec.second_encoder else None
 
     def forward(self, x: Tensor) -> EsadOutput:
         """Take x (n, c, h, w) in [-1, 1], its sides multiples of 16."""
         z, fine = self.encoder1(x)  # (n, 512, h/16, w/16)
         x_hat = self.decoder(z, fine)  # (n, c, h, w)
-        z_hat, _ = self.encoder2(x_hat)  # (n, 512, h/16, w/16)
+        z_hat = z if self.encoder2 is None else self.encoder2(x_hat)[0]  # (n, 512, h/16, w/16)
         return EsadOutput(z, x_hat, z_hat)
 
 
@@ -179,7 +181,11 @@ def _mlp(sizes: Sequence[int], spec: VectorNetworkSpec, last: Activation) -> lis
     batch = spec.normalization == "batch"
     ends: list[Activation] = [*["relu"] * (len(sizes) - 2), last]  # type: ignore[list-item]
     layers: list[nn.Module] = [
-        Layer(nn.Linear(a, b), nn.BatchNorm1d(b) if batch else nn.Identity(), activation=end)
+        Layer(
+            nn.Linear(a, b, bias=not batch),
+            nn.BatchNorm1d(b) if batch else nn.Identity(),
+            activation=end,
+        )
         for a, b, end in zip(sizes[:-1], sizes[1:], ends, strict=True)
     ]
     return layers
@@ -199,13 +205,13 @@ class VectorNetwork(nn.Module):
         self.encoder1 = _vector_encoder(spec)
         hidden = _mlp(up, spec, "relu") if len(up) > 1 else []
         self.decoder = nn.Sequential(*hidden, nn.Linear(up[-1], spec.features))
-        self.encoder2 = _vector_encoder(spec)
+        self.encoder2 = _vector_encoder(spec) if spec.second_encoder else None
 
     def forward(self, x: Tensor) -> EsadOutput:
         """Take x (n, features)."""
         z = self.encoder1(x)  # (n, hidden[-1])
         x_hat = self.decoder(z)  # (n, features)
-        return EsadOutput(z, x_hat, self.encoder2(x_hat))
+        return EsadOutput(z, x_hat, z if self.encoder2 is None else self.encoder2(x_hat))
 
 
 Network = ImageNetwork | VectorNetwork

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,12 +11,19 @@ from torch import Tensor, nn
 from esad_med.method.config import OptimizerConfig
 
 
-def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The configured optimizer; weight decay spares biases and normalization."""
-    parameters = list(network.parameters())
+def make_optimizer(
+    parameters: Iterable[tuple[Tensor, bool]], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """The configured optimizer.
+
+    Args:
+        parameters: each with whether weight decay applies: to weights, not to biases and norms.
+        config: the settings.
+    """
+    pairs = list(parameters)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p, decays in pairs if decays], "weight_decay": config.weight_decay},
+        {"params": [p for p, decays in pairs if not decays], "weight_decay": 0.0},
     ]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
@@ -43,6 +51,25 @@ def learning_rate(step: int, steps_per_epoch: int, epochs: int, config: Optimize
     return config.lr * factor * min(1.0, (step + 1) / (config.warmup + 1))
 
 
+def average_decay(steps: int, decay: float) -> float:
+    """The decay of the running mean at its step 1, 2, ...: a warm start up to ``decay``."""
+    return min(decay, (1 + steps) / (10 + steps))
+
+
+def clip_each(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """Clip the gradients of k stacked networks apart, each to its own norm; the norms, (k,).
+
+    The arithmetic of `torch.nn.utils.clip_grad_norm_`.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    each = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
+    size: Tensor = torch.linalg.vector_norm(each, dim=0)  # (k,)
+    factor = (limit / (size + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
+    return size
+
+
 class WeightAverage:
     """Exponential running mean of weights and batch-norm statistics, with a warm start.
 
@@ -66,7 +93,7 @@ class WeightAverage:
     def update(self) -> None:
         """Take in the weights of this step."""
         self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        decay = average_decay(self.steps, self.decay)
         for mean, now in self._pairs:
             mean.lerp_(now, 1 - decay)
 

@@ -10,17 +10,27 @@ from torch import Tensor
 
 from esad_med.base.config import Spec
 from esad_med.method.networks import STEP
+from esad_med.method.scaling import Scaling
 
 VIEWS = 8
 
 
 class WrongTargetSpec(Spec):
-    """x_tilde, the wrong target of labeled outliers (paper, section 3.3)."""
+    """x_tilde, the wrong target of labeled outliers (paper, section 3.3).
 
-    noise: float = Field(0.1, gt=0, description="σ of the Gaussian noise; it keeps x_tilde ≠ x.")
+    With neither noise nor permutation there is none, and labeled outliers take no part in Eq. 9.
+    """
+
+    noise: float = Field(0.1, ge=0, description="σ of the Gaussian noise.")
+    permute: bool = Field(True, description="Turn pictures, permute the dimensions of vectors.")
     draw: Literal["fresh", "fixed"] = Field(
         "fresh", description="Drawn anew each time, or once for each labeled outlier."
     )
+
+    @property
+    def exists(self) -> bool:
+        """Whether labeled outliers have a wrong target at all."""
+        return self.permute or self.noise > 0
 
 
 class AugmentSpec(Spec):
@@ -45,19 +55,23 @@ class InputTransform:
     """Stored samples to network input, for training and scoring alike.
 
     Pictures are taken from their value range to [-1, 1] and zero-padded, evenly on both sides, to
-    multiples of 16; vectors are passed on. A transform in MONAI's sense, for whole batches, that
-    equals ``EnsureChannelFirst``, ``DivisiblePad``, ``ScaleIntensityRange`` of each picture.
+    multiples of 16; vectors are scaled where a scaling was fitted. A transform in MONAI's sense,
+    for whole batches, that equals ``EnsureChannelFirst``, ``DivisiblePad``,
+    ``ScaleIntensityRange`` of each picture.
     """
 
-    def __init__(self, *, value_range: tuple[float, float], image: bool) -> None:
+    def __init__(
+        self, *, value_range: tuple[float, float], image: bool, scaling: Scaling | None = None
+    ) -> None:
         self.value_range = value_range
         self.image = image
+        self.scaling = scaling
 
     def __call__(self, samples: Tensor | npt.NDArray[Any]) -> Tensor:
         """Take (n, h, w, c) of any number type to (n, c, h', w') float32, or (n, d) to (n, d)."""
         x = torch.as_tensor(samples).float()
         if not self.image:
-            return x
+            return x if self.scaling is None else self.scaling(x)
         low, high = self.value_range
         x = x.permute(0, 3, 1, 2)  # (n, c, h, w), channels last in memory
         height, width = (-side % STEP for side in x.shape[2:])
@@ -131,7 +145,7 @@ def jitter(x: Tensor, spec: AugmentSpec, generator: torch.Generator) -> Tensor:
 def corrupt(x: Tensor, spec: AugmentSpec, generator: torch.Generator) -> Tensor:
     """Noise and blanked squares on the input alone: the target stays clean."""
     if spec.noise:
-        x = x + spec.noise * _normal(x, tuple(x.shape), generator)
+        x = x + spec.noise * normal_like(x, generator)
     if spec.erase and x.ndim == 4:
         x = _erase(x, spec.erase, generator)
     return x
@@ -146,19 +160,20 @@ def mix(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return (1 - part) * x + part * x[torch.randperm(len(x), generator=generator, device=x.device)]
 
 
-def wrong_target(x: Tensor, *, noise: float, generator: torch.Generator) -> Tensor:
+def wrong_target(x: Tensor, spec: WrongTargetSpec, generator: torch.Generator) -> Tensor:
     """x_tilde of labeled outliers: a wrong version of each sample, never the sample itself.
 
     Pictures are turned by 90, 180 or 270 degrees (180 where they are not square), the dimensions
-    of vectors are permuted; Gaussian noise is added to both.
+    of vectors are permuted; Gaussian noise is added to both, in units of x.
 
     Args:
         x: (n, c, h, w) or (n, d).
-        noise: σ, above 0, in units of x.
+        spec: which of the two, and σ of the noise.
         generator: where the draws come from, on the device of x.
     """
-    turned = _turn(x, generator) if x.ndim == 4 else _permute(x, generator)
-    return turned + noise * _normal(x, tuple(x.shape), generator)
+    if spec.permute:
+        x = _turn(x, generator) if x.ndim == 4 else x.gather(1, draw_permutation(x, generator))
+    return x + spec.noise * normal_like(x, generator) if spec.noise else x
 
 
 def _turn(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -171,12 +186,12 @@ def _turn(x: Tensor, generator: torch.Generator) -> Tensor:
     return out
 
 
-def _permute(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Permute each row's dimensions; a draw that leaves all in place is shifted by one."""
+def draw_permutation(x: Tensor, generator: torch.Generator) -> Tensor:
+    """An order of each row's dimensions, (n, d); one that leaves all in place is shifted by one."""
     order = torch.rand(x.shape, generator=generator, device=x.device).argsort(1)
     same = (order == torch.arange(x.shape[1], device=x.device)).all(1)
     order[same] = order[same].roll(1, dims=1)
-    return x.gather(1, order)
+    return order
 
 
 def _erase(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -190,6 +205,11 @@ def _erase(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
     blank = (inside & (draw[2] < 0.5))[:, None]  # (n, 1, h, w)
     return torch.where(blank, x.mean((2, 3), keepdim=True), x)
+
+
+def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers in the shape of x."""
+    return _normal(x, tuple(x.shape), generator)
 
 
 def _normal(x: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

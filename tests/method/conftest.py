@@ -73,11 +73,11 @@ def vector_config() -> Callable[..., TrainConfig]:
 
     def make(**changes: Any) -> TrainConfig:
         values: dict[str, Any] = {
+            "kind": "vector",
             "members": 2,
             "epochs": 4,
             "network": {"hidden": [8, 4]},
             "data": {"batch_size": 16, "outliers_per_batch": 4},
-            "optimizer": {"schedule": "constant", "warmup": 0},
         }
         for key, value in changes.items():
             old = values.get(key)

@@ -253,7 +253,7 @@ def test_an_epoch_depends_on_seed_member_and_number_only(
 def test_x_tilde_is_drawn_by_seed_member_and_epoch(
     vector_store: MakeStore, vector_config: Callable[..., TrainConfig]
 ) -> None:
-    store, config = vector_store(), vector_config()
+    store, config = vector_store(), vector_config(target={"draw": "fresh"})
 
     def target(epoch: int, **changes: int) -> torch.Tensor:
         batches = batches_of(store, config, **changes)

@@ -10,6 +10,7 @@ from monai.transforms import Compose, DivisiblePad, EnsureChannelFirst, ScaleInt
 from esad_med.method.transforms import (
     AugmentSpec,
     InputTransform,
+    WrongTargetSpec,
     corrupt,
     jitter,
     mix,
@@ -55,7 +56,7 @@ def test_input_range_is_minus_one_to_one_and_vectors_are_passed_on() -> None:
 def test_x_tilde_is_never_x(seed: int, constant: bool, image: bool) -> None:
     shape = (4, 3, 16, 16) if image else (4, 3)
     x = torch.full(shape, 0.5) if constant else torch.randn(shape, generator=seeded(seed))
-    x_tilde = wrong_target(x, noise=0.1, generator=seeded(seed))
+    x_tilde = wrong_target(x, WrongTargetSpec(), seeded(seed))
     assert x_tilde.shape == x.shape
     assert (x_tilde != x).flatten(1).any(1).all()
 
@@ -64,26 +65,26 @@ def test_x_tilde_is_never_x(seed: int, constant: bool, image: bool) -> None:
 @given(st.integers(0, 2**31))
 def test_x_tilde_is_turned_or_permuted_not_only_noised(seed: int) -> None:
     x = torch.arange(2.0 * 256).reshape(2, 1, 16, 16)
-    turned = wrong_target(x, noise=1e-6, generator=seeded(seed))
+    turned = wrong_target(x, WrongTargetSpec(noise=1e-6), seeded(seed))
     for one, original in zip(turned, x, strict=True):
         fits = [torch.allclose(one, torch.rot90(original, k, (1, 2)), atol=1e-3) for k in range(4)]
         assert fits[0] is False
         assert sum(fits) == 1
     rows = torch.arange(3.0).repeat(8, 1)  # 1 of 6 permutations of 3 leaves all in place
-    permuted = wrong_target(rows, noise=1e-6, generator=seeded(seed))
+    permuted = wrong_target(rows, WrongTargetSpec(noise=1e-6), seeded(seed))
     assert torch.allclose(permuted.sort(1).values, rows, atol=1e-3)
     assert not torch.isclose(permuted, rows, atol=1e-3).all(1).any()
 
 
 def test_x_tilde_of_oblong_pictures_keeps_the_shape() -> None:
     x = torch.randn(2, 3, 16, 32)
-    x_tilde = wrong_target(x, noise=1e-6, generator=seeded())
+    x_tilde = wrong_target(x, WrongTargetSpec(noise=1e-6), seeded())
     assert torch.allclose(x_tilde, torch.rot90(x, 2, (2, 3)), atol=1e-4)
 
 
 def test_x_tilde_carries_noise_of_its_sigma() -> None:
     x = torch.zeros(4, 3, 64, 64)
-    x_tilde = wrong_target(x, noise=0.1, generator=seeded())
+    x_tilde = wrong_target(x, WrongTargetSpec(), seeded())
     assert x_tilde.std().item() == pytest.approx(0.1, rel=0.02)
 
 

@@ -135,12 +135,10 @@ def test_the_learned_weight_is_shrunk_towards_the_norm_alone() -> None:
     assert shrunk == pytest.approx((free + 1) / 2)
 
 
-def test_too_few_outliers_teach_nothing() -> None:
-    config = FusionConfig(min_outliers=10)
-    assert learn_norm_weight(*_held_out(9, good="norm"), config) is None
-    assert learn_norm_weight(*_held_out(10, good="norm"), config) is not None
-    nothing = [JudgedTerms(np.ones((2, 0)), np.ones((2, 20)))]
-    assert learn_norm_weight(nothing, 20, config) is None
+@pytest.mark.parametrize(("normals", "outliers"), [(0, 20), (20, 0)])
+def test_nothing_held_out_teaches_nothing(normals: int, outliers: int) -> None:
+    nothing = [JudgedTerms(np.ones((2, normals)), np.ones((2, outliers)))]
+    assert learn_norm_weight(nothing, outliers, FusionConfig()) is None
 
 
 def test_held_out_auc_compares_within_a_member() -> None:

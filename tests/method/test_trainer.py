@@ -307,7 +307,13 @@ def test_the_paper_preset_scores_by_eq_17(
     vector_store: MakeStore, vector_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = TrainConfig.model_validate(
-        {"preset": "paper", "epochs": 2, "loss": {"lambda1": 0.5}, "network": {"hidden": [4]}}
+        {
+            "preset": "paper",
+            "kind": "vector",
+            "epochs": 2,
+            "loss": {"lambda1": 0.5},
+            "network": {"hidden": [4]},
+        }
     )
     detector = train(vector_store(), config, tmp_path / "d")
     scores = detector.score(vector_store(normals=59).samples)

@@ -10,7 +10,7 @@ from esad_med.method.datasets import choose_training_set
 from esad_med.method.folds import Fold, split_folds
 from esad_med.method.member import Member, MemberData
 from esad_med.method.networks import ImageNetwork, ImageNetworkSpec, build_network
-from esad_med.method.trainer import network_spec
+from esad_med.method.problem import network_spec
 from esad_med.method.transforms import InputTransform
 from esad_med.method.whitening import SCALE, Whitening, fit_whitening
 
@@ -61,7 +61,7 @@ def test_a_member_fits_it_to_its_own_training_normals(
             0,
             MemberData(image_store.samples, fold, transform),
             config,
-            network_spec(image_store, config),
+            network_spec(image_store.samples.shape[1:], config, source="store"),
             device=torch.device("cpu"),
             bfloat16=False,
             checkpoints=tmp_path,

@@ -1,0 +1,193 @@
+"""What one detector is trained from, and how trained members are put together to a detector."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from esad_med.base.errors import ConfigError, StoreError
+from esad_med.base.runs import versions
+from esad_med.method.calibrating import calibrate
+from esad_med.method.config import TrainConfig
+from esad_med.method.contract import Contract, InputContract, Training
+from esad_med.method.datasets import TrainingSet
+from esad_med.method.detector import Detector
+from esad_med.method.devices import computes_bfloat16
+from esad_med.method.folds import Fold, held_out_by, split_folds
+from esad_med.method.networks import ImageNetworkSpec, NetworkSpec, VectorNetworkSpec
+from esad_med.method.scaling import Scaling, fit_scaling
+from esad_med.method.terms import TermSpec
+from esad_med.method.transforms import InputTransform
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Samples, which of them each member trains on and holds out, the network, the settings.
+
+    Attributes:
+        samples: (n, h, w, c) or (n, d), of all rows.
+        input: what the detector will accept.
+        chosen: the rows trained on.
+        folds: one per member.
+        config: the settings.
+        network: the network of every member.
+        scaling: of vectors, fitted on the rows trained on.
+        data_digest: SHA-256 of the samples.
+        rows_digest: SHA-256 of their labels.
+        preparation: how the samples were made.
+    """
+
+    samples: npt.NDArray[Any]
+    input: InputContract
+    chosen: TrainingSet
+    folds: list[Fold]
+    config: TrainConfig
+    network: NetworkSpec
+    scaling: Scaling | None
+    data_digest: str
+    rows_digest: str
+    preparation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def transform(self) -> InputTransform:
+        """From samples to network input."""
+        own = self.input
+        return InputTransform(value_range=own.value_range, image=own.is_image, scaling=self.scaling)
+
+
+def pose_problem(
+    samples: npt.NDArray[Any],
+    chosen: TrainingSet,
+    rows: pd.DataFrame,
+    config: TrainConfig,
+    *,
+    accepts: InputContract,
+    data_digest: str,
+    rows_digest: str,
+    preparation: Mapping[str, Any],
+    source: str = "samples",
+) -> Problem:
+    """Divide the training rows into folds, fit the scaling of vectors, choose the network.
+
+    Labeled outliers are held out only where the weight of the terms is to be learned from them and
+    there are enough of them, or where the best epoch is to be told by them.
+
+    Raises:
+        CaseError: values of vectors that are not finite.
+        ConfigError: settings for another kind of samples.
+        StoreError: samples that are neither pictures nor vectors.
+    """
+    spec = network_spec(accepts.sample_shape, config, source=source)
+    learned = config.fusion.learn_weight and len(chosen.outliers) >= config.fusion.min_outliers
+    folds = split_folds(
+        chosen,
+        rows,
+        count=config.members if config.folds == "cross" else 1,
+        validation=config.data.validation,
+        hold_outliers=learned or config.patience is not None or config.select == "best",
+        seed=config.seed,
+    )
+    used = np.concatenate([chosen.normals, chosen.outliers])
+    return Problem(
+        samples=samples,
+        input=accepts,
+        chosen=chosen,
+        folds=folds if config.folds == "cross" else folds * config.members,
+        config=config,
+        network=spec,
+        scaling=fit_scaling(samples[used], config.scale) if spec.kind == "vector" else None,
+        data_digest=data_digest,
+        rows_digest=rows_digest,
+        preparation=preparation,
+    )
+
+
+def assemble_detector(
+    problem: Problem, weights: list[dict[str, Tensor]], device: torch.device
+) -> Detector:
+    """Calibrate the trained members on what they held out, and put the detector together."""
+    config, chosen = problem.config, problem.chosen
+    views = config.test_time_augmentation if problem.input.is_image else 1
+    fusion, calibration = calibrate(
+        problem.samples,
+        problem.folds,
+        weights,
+        config,
+        problem.network,
+        transform=problem.transform,
+        views=views,
+        device=device,
+        held_out_by=held_out_by(chosen, problem.folds),
+    )
+    contract = Contract(
+        input=problem.input,
+        network=problem.network,
+        members=len(weights),
+        terms=TermSpec(**{name: getattr(config.loss, name) for name in TermSpec.model_fields}),
+        views=views,
+        scaling=problem.scaling,
+        fusion=fusion,
+        calibration=calibration,
+        preparation=dict(problem.preparation),
+        training=Training(
+            preset=config.preset,
+            seed=config.seed,
+            config=config.model_dump(mode="json"),
+            normals=len(chosen.normals),
+            outliers=len(chosen.outliers),
+            data_digest=problem.data_digest,
+            rows_digest=problem.rows_digest,
+            versions=versions(),
+        ),
+    )
+    named = {f"member{k}.{n}": t for k, own in enumerate(weights) for n, t in own.items()}
+    return Detector(contract, named, device=config.device)
+
+
+def network_spec(shape: tuple[int, ...], config: TrainConfig, *, source: str) -> NetworkSpec:
+    """The network for samples of a shape.
+
+    Raises:
+        ConfigError: settings for another kind of samples.
+        StoreError: samples that are neither pictures nor vectors.
+    """
+    if len(shape) not in (1, 3):
+        raise StoreError(f"{source}: samples of shape {list(shape)}, expected (h, w, c) or (d,)")
+    kind, net = "image" if len(shape) == 3 else "vector", config.network
+    if config.kind != kind:
+        raise ConfigError(
+            f"{source}: samples of shape {list(shape)} need kind={kind}, the settings say"
+            f" kind={config.kind}; set kind={kind}"
+        )
+    if kind == "image":
+        return ImageNetworkSpec(
+            channels=shape[2],
+            width=net.width,
+            skip=net.skip,
+            normalization=net.normalization,
+            latent_activation=net.latent_activation or "relu",
+            dropout=net.dropout,
+            pooling=net.pooling,
+            whiten=net.whiten,
+            second_encoder=net.second_encoder,
+        )
+    return VectorNetworkSpec(
+        features=shape[0],
+        hidden=net.hidden,
+        normalization=net.normalization,
+        latent_activation=net.latent_activation or "linear",
+        dropout=net.dropout,
+        second_encoder=net.second_encoder,
+    )
+
+
+def use_bfloat16(config: TrainConfig, spec: NetworkSpec, device: torch.device) -> bool:
+    """Whether to train in bfloat16: as set, or where the hardware computes in it."""
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    return isinstance(spec, ImageNetworkSpec) and computes_bfloat16(device)
