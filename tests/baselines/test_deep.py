@@ -1,0 +1,226 @@
+"""The deep baselines: what they learn, their losses by hand, and what they refuse."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from esad_med.base.errors import CaseError, ModelError
+from esad_med.baselines.autoencoder import Autoencoder, Cae
+from esad_med.baselines.base import Baseline, BaselineSettings
+from esad_med.baselines.catalog import make_baseline
+from esad_med.baselines.deep_sad import DeepSad, deep_sad_loss
+from esad_med.baselines.deep_svdd import DeepSvdd
+from esad_med.baselines.hypersphere import _away_from_zero
+from esad_med.baselines.networks import Decoder, Encoder
+from esad_med.baselines.ss_dgm import M2, GaussianVae
+from esad_med.method.scores import rank_auc
+
+NAMES = ("cae", "deep-svdd", "deep-svdd-soft", "ss-dgm-m2", "ss-dgm-m1m2", "deep-sad", "supervised")
+QUICK = BaselineSettings(
+    hidden=(8, 4), epochs=30, pretrain_epochs=30, lr=3e-3, batch_size=32, dgm_latent=2,
+    dgm_hidden=(8,), channels=(2, 2), dense=(8,), device="cpu",
+)  # fmt: skip
+
+Data = tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]
+
+
+def blobs(normals: int = 150, outliers: int = 20, *, seed: int = 0) -> Data:
+    """Normals on a plane of six dimensions, outliers off it."""
+    rng = np.random.default_rng(seed)
+    plane = np.linalg.qr(np.random.default_rng(9).normal(size=(6, 6)))[0]
+    x = rng.normal(size=(normals + outliers, 6)) * [1, 1, 0.1, 0.1, 0.1, 0.1]
+    x[normals:, 3] += 3
+    y = np.repeat(np.array([1, -1], np.int8), [normals, outliers])
+    return (x @ plane).astype(np.float32), y
+
+
+def squares(normals: int = 120, outliers: int = 16, *, seed: int = 0) -> Data:
+    """Dark noise; outliers carry a bright square."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(0, 0.3, (normals + outliers, 1, 12, 12)).astype(np.float32)
+    x[normals:, :, 3:8, 3:8] = 0.9
+    return x, np.repeat(np.array([1, -1], np.int8), [normals, outliers])
+
+
+def auc_of(baseline: Baseline, make: Callable[..., Data]) -> float:
+    baseline.fit(*make())
+    x, y = make(seed=1)
+    scores = baseline.score(x)
+    assert scores.shape == (len(x),)
+    assert scores.dtype == np.float64
+    return rank_auc(scores[y > 0], scores[y < 0])
+
+
+@pytest.mark.parametrize("make", [blobs, squares])
+@pytest.mark.parametrize("name", ["cae", "deep-svdd", "deep-sad", "supervised"])
+def test_what_is_easily_told_apart_is_told_apart(name: str, make: Callable[..., Data]) -> None:
+    assert auc_of(make_baseline(name, QUICK), make) > 0.9
+
+
+@pytest.mark.parametrize("name", ["ss-dgm-m2", "ss-dgm-m1m2"])
+def test_generative_models_learn_what_is_labeled(name: str) -> None:
+    changes = {"dgm_alpha": 1.0, "epochs": 60, "dgm_latent": 4, "dgm_hidden": (16,)}
+    settings = QUICK.model_copy(update=changes)
+    assert auc_of(make_baseline(name, settings), blobs) > 0.8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_seed_decides_and_nothing_else_is_touched(name: str) -> None:
+    settings = QUICK.model_copy(update={"epochs": 2, "pretrain_epochs": 2})
+    data = blobs()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    scores = [
+        make_baseline(name, own, None).fit(*data).score(data[0])
+        for own in (settings, settings, settings.model_copy(update={"seed": 1}))
+    ]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (scores[0] == scores[1]).all()
+    assert (scores[0] != scores[2]).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_do_not_depend_on_the_batch(name: str) -> None:
+    settings = QUICK.model_copy(update={"epochs": 2, "pretrain_epochs": 2})
+    x, y = blobs()
+    baseline = make_baseline(name, settings).fit(x, y)
+    single = np.concatenate([baseline.score(x[k : k + 1]) for k in range(5)])
+    np.testing.assert_allclose(baseline.score(x)[:5], single, rtol=1e-3, atol=1e-5)
+
+
+def test_a_given_autoencoder_is_used_as_it_is() -> None:
+    x, y = blobs()
+    shared = Autoencoder(QUICK).fit(x, y)
+    weights = [p.clone() for p in shared.encoder.parameters()]
+    assert (Cae(QUICK, shared).fit(x, y).score(x) == shared.errors(x)).all()
+    own = DeepSad(QUICK, shared).fit(x, y)
+    assert any(
+        not torch.equal(p, q)
+        for p, q in zip(own.encoder.parameters(), shared.encoder.parameters(), strict=True)
+    )
+    for old, new in zip(weights, shared.encoder.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_the_autoencoder_never_sees_labeled_outliers() -> None:
+    x, y = blobs()
+    moved = x.copy()
+    moved[y < 0] *= 50
+    first, second = Autoencoder(QUICK).fit(x, y), Autoencoder(QUICK).fit(moved, y)
+    assert (first.encode(x) == second.encode(x)).all()
+
+
+@pytest.mark.parametrize("side", [12, 28, 32, 30])
+@pytest.mark.parametrize("channels", [(4, 2), (4, 2, 3)])
+def test_the_decoder_mirrors_the_encoder(side: int, channels: tuple[int, ...]) -> None:
+    settings = BaselineSettings(channels=channels, dense=(9, 5))
+    encoder = Encoder((3, side, side), settings)
+    x = torch.rand(4, 3, side, side)
+    out = Decoder(encoder)(encoder(x))
+    assert encoder(x).shape == (4, 5)
+    assert out.shape == x.shape
+    assert out.min() >= 0
+    assert out.max() <= 1
+
+
+def test_encoders_have_no_bias_and_no_learned_shift() -> None:
+    for shape in ((7,), (1, 16, 16)):
+        encoder = Encoder(shape, BaselineSettings())
+        assert all(p.ndim > 1 for p in encoder.parameters())
+        norms = [m for m in encoder.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        assert norms
+        assert not any(norm.affine for norm in norms)
+
+
+def test_deep_sad_s_loss_by_hand() -> None:
+    distances = torch.tensor([4.0, 0.5], requires_grad=True)
+    y = torch.tensor([1.0, -1.0])
+    loss = deep_sad_loss(distances, y, eta=3)
+    assert loss.item() == pytest.approx((4 + 3 / 0.5) / 2, rel=1e-5)
+    loss.backward()
+    assert distances.grad is not None
+    assert distances.grad[0] > 0  # descending pulls the unlabeled in
+    assert distances.grad[1] < 0  # and pushes the labeled away
+
+
+def test_no_entry_of_the_center_is_near_zero() -> None:
+    moved = _away_from_zero(torch.tensor([0.02, -0.02, 0.0, 0.7, -3.0]))
+    torch.testing.assert_close(moved, torch.tensor([0.1, -0.1, 0.1, 0.7, -3.0]))
+
+
+def test_the_soft_boundary_is_a_quantile_of_the_distances() -> None:
+    x, y = blobs(outliers=0)
+    settings = QUICK.model_copy(update={"batch_size": 1000, "epochs": 12, "soft_nu": 0.2})
+    model = DeepSvdd(settings, soft=True).fit(x, y)
+    assert 0.7 <= (model.score(x) < 0).mean() <= 0.9  # R is of the step before the last weights
+    named = make_baseline("deep-svdd-soft", settings).fit(x, y)
+    assert (named.score(x) == model.score(x)).all()
+    plain = DeepSvdd(settings).fit(x, y)
+    assert float(plain.squared_radius) == 0
+    early = settings.model_copy(update={"epochs": 10})
+    assert float(DeepSvdd(early, soft=True).fit(x, y).squared_radius) == 0
+
+
+def test_m2_s_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds of 1 for class 0 and 3 for class 1; a classifier that says 1/4 and 3/4."""
+    model = M2(2, BaselineSettings(dgm_latent=1, dgm_hidden=(3,)), binary=False)
+    monkeypatch.setattr(model, "_bound", lambda x, number: torch.full((len(x),), 1.0 + 2 * number))
+    final = model.classifier[-1]
+    assert isinstance(final, nn.Linear)
+    with torch.no_grad():
+        final.weight.zero_()
+        final.bias.copy_(torch.tensor([0.25, 0.75]).log())
+    x = torch.zeros(1, 2)
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    unknown = model.loss(x, torch.tensor([1.0]), weight=2).item()
+    assert unknown == pytest.approx(0.25 * 1 + 0.75 * 3 - entropy, rel=1e-5)
+    known = model.loss(x, torch.tensor([-1.0]), weight=2).item()
+    assert known == pytest.approx(3 - 2 * math.log(0.75), rel=1e-5)
+    assert model.logit(x).item() == pytest.approx(math.log(3), rel=1e-5)
+
+
+def test_the_vae_s_bound_by_hand() -> None:
+    """With all weights zero: z is standard normal, so only the error of 0 against x is left."""
+    vae = GaussianVae(2, BaselineSettings(dgm_latent=1, dgm_hidden=(3,)), classes=0, binary=False)
+    for parameter in vae.parameters():
+        nn.init.zeros_(parameter)
+    assert vae.bound(torch.tensor([[3.0, 4.0]])).item() == pytest.approx(12.5)
+    vae.binary = True
+    assert vae.bound(torch.tensor([[1.0, 0.0]])).item() == pytest.approx(2 * math.log(2))
+
+
+@pytest.mark.parametrize("name", ["ss-dgm-m2", "ss-dgm-m1m2", "supervised"])
+def test_methods_that_need_labels_say_so(name: str) -> None:
+    with pytest.raises(CaseError, match="found no labeled outliers"):
+        make_baseline(name, QUICK).fit(*blobs(outliers=0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damaged_values_are_refused(name: str) -> None:
+    x, y = blobs()
+    x[3, 2] = np.nan
+    with pytest.raises(CaseError, match="sample 3, column 2: found nan"):
+        make_baseline(name, QUICK).fit(x, y)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training() -> None:
+    x, y = blobs()
+    with pytest.raises(ModelError, match="autoencoder, epoch 1: the loss is not finite"):
+        Autoencoder(QUICK).fit(x * 1e30, y)
+
+
+def test_most_steps_end_the_training_early() -> None:
+    few = QUICK.model_copy(update={"most_steps": 5, "pretrain_epochs": 1000})
+    one = QUICK.model_copy(update={"pretrain_epochs": 1})
+    x, y = blobs(normals=150, outliers=0)  # 5 steps an epoch
+    assert (Autoencoder(few).fit(x, y).encode(x) == Autoencoder(one).fit(x, y).encode(x)).all()
+
+
+def test_a_last_batch_of_one_sample_is_left_out() -> None:
+    x, y = blobs(normals=33, outliers=0)
+    assert np.isfinite(Cae(QUICK).fit(x, y).score(x)).all()
