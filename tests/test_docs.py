@@ -23,6 +23,7 @@ from esad_med.method.config import PRESETS, TrainConfig
 from pipelines.cells import CellConfig
 from pipelines.dicom_settings import NodeConfig
 from pipelines.importing import ImportConfig
+from pipelines.paper.settings import BenchmarkConfig
 from pipelines.pathology import PathologyConfig
 from pipelines.triage_intake import TriageConfig
 from pipelines.xray_store import XrayStoreConfig
@@ -41,6 +42,7 @@ SPECS: dict[str, type[Spec]] = {
     "xray": XrayStoreConfig,
     "triage": TriageConfig,
     "serve": NodeConfig,
+    "benchmark": BenchmarkConfig,
 }
 for _module in pkgutil.iter_modules(esad_med.cli.__path__):
     import_module(f"esad_med.cli.{_module.name}")
@@ -83,7 +85,8 @@ def test_commands_parse_and_their_settings_exist(page: str, line: str) -> None:
     settings, config = context.params.get("settings"), context.params.get("config")
     assert config is None or config.as_posix() in CONFIGS
     if kind := spec_of(name, arguments):
-        needed = [f"mpp={context.params['mpp']}"] if name == "import" else []
+        required = {"import": "mpp", "benchmark": "suite"}.get(name)
+        needed = [f"{required}={context.params[required]}"] if required else []
         load_config(kind, ROOT / config if config else None, [*needed, *(settings or [])])
     else:
         assert not settings
@@ -130,11 +133,13 @@ def anchors(file: Path) -> set[str]:
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_configs_load_and_state_only_differences(name: str) -> None:
     path = ROOT / name
-    kind = PathologyConfig if path.name == "pathology.yaml" else TrainConfig
+    kind: type[Spec] = PathologyConfig if path.name == "pathology.yaml" else TrainConfig
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    preset = [f"preset={given['preset']}"] if "preset" in given else []
-    defaults = dict(leaves(load_config(kind, None, preset).model_dump(mode="json")))
-    chosen = dict(leaves(load_config(kind, path).model_dump(mode="json")))
+    start = [f"preset={given['preset']}"] if "preset" in given else []
+    if path.name == "natural-cpu.yaml":
+        kind, start = BenchmarkConfig, ["suite=mnist"]
+    defaults = dict(leaves(load_config(kind, None, start).model_dump(mode="json")))
+    chosen = dict(leaves(load_config(kind, path, start).model_dump(mode="json")))
     for key, value in leaves(given):
         assert chosen[key] == value
         assert key == "preset" or defaults[key] != value, f"{key} is the default already"

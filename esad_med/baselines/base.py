@@ -1,6 +1,6 @@
 """What every baseline is: its face, its settings, and the checks and choices they share."""
 
-from typing import Literal, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ class BaselineSettings(Spec):
     grid_rows: int = Field(
         2000, ge=10, description="The same for each trial of a choice on test labels."
     )
-    svm_gamma: float | Literal["scale"] = Field(
+    svm_gamma: Annotated[float, Field(gt=0)] | Literal["scale"] = Field(
         "scale", description="γ of exp(-γ‖a - b‖²); scale is 1 / (d · variance of all values)."
     )
     nu: float = Field(0.1, gt=0, le=1, description="ν of OC-SVM: most share of rows left outside.")

@@ -1,5 +1,5 @@
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from scipy.optimize import Bounds, LinearConstraint, minimize
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import rbf_kernel
 
+from esad_med.base.config import build_spec
 from esad_med.base.errors import CaseError, ConfigError
 from esad_med.baselines import selection
 from esad_med.baselines.base import BaselineSettings, choose_rows
@@ -118,6 +119,21 @@ def test_labels_that_do_not_fit_are_the_callers_mistake(method: type) -> None:
         method(settings()).fit(samples, y * 0)
 
 
+def test_the_forest_is_of_the_size_it_is_told() -> None:
+    """Two rows are set apart by one cut, as expected, 2 to the -1; 8 rows have 8 leaves at most."""
+    samples, y = blob(100)
+    flat = IsolationForest(settings(subsample=2)).fit(samples, y).score(samples)
+    np.testing.assert_allclose(flat, 0.5)
+    one = IsolationForest(settings(trees=1, subsample=8)).fit(samples, y).score(samples)
+    assert 1 < len(np.unique(one)) <= 8
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, "auto"])
+def test_a_kernel_needs_a_width(gamma: Any) -> None:
+    with pytest.raises(ConfigError, match="svm_gamma"):
+        build_spec(BaselineSettings, {"svm_gamma": gamma}, source="baselines")
+
+
 # which rows
 
 
@@ -193,9 +209,9 @@ def test_the_dual_agrees_with_another_solver(kappa: float, eta_u: float, eta_l: 
     np.testing.assert_allclose(kernel @ (found.alpha * y), kernel @ (other.x * y), atol=1e-4)
 
 
-@pytest.mark.parametrize(("eta_u", "gamma"), [(1, 0.2), (0.01, 0.2), (1, 30)])
+@pytest.mark.parametrize(("eta_u", "gamma"), [(1, 0.2), (0.01, 0.2), (0.004, 0.2), (1, 30)])
 def test_parts_lead_to_the_whole_solution(eta_u: float, gamma: float) -> None:
-    """With few supports, with many at their bound, and where nearly every sample is one."""
+    """With few supports, with many or most at their bound, where nearly all are one."""
     samples, y = blob(600, outliers=8)
     kernel, upper = rbf_kernel(samples.astype(float), gamma=gamma), np.where(y > 0, eta_u, 1)
     parts = solve_in_parts(kernel, y, upper, kappa=1)
@@ -225,6 +241,18 @@ def test_labels_lift_the_scores_of_outliers() -> None:
     assert (labeled[y < 0] > 0).all()  # outside the border
     assert (unlabeled[y < 0] < 0.01).all()
     assert lead(labeled) > lead(unlabeled) + 1
+
+
+def test_kappa_opens_the_margin() -> None:
+    """Without it labeled outliers that are hard to part from normals lie on the border."""
+    samples, y = blob(200, outliers=5)
+    samples[y < 0, 0] -= 2
+
+    def nearest(kappa: float) -> float:
+        return float(Ssad(settings(kappa=kappa)).fit(samples, y).score(samples[y < 0]).min())
+
+    assert nearest(0) == pytest.approx(0, abs=1e-6)
+    assert 1e-3 < nearest(1) < nearest(2)
 
 
 def test_prices_without_a_solution_are_refused() -> None:
@@ -262,6 +290,27 @@ def test_a_hybrid_is_its_detector_on_scaled_codes(method: type) -> None:
     np.testing.assert_allclose(hybrid.score(samples), expected, atol=1e-2)  # libsvm stops at 1e-3
 
 
+def test_codes_are_scaled_as_the_training_samples_are() -> None:
+    """The detector sees z-scores of training codes, and other samples in the same frame."""
+    seen: list[Any] = []
+
+    class Keeper:
+        def fit(self, samples: Any, y: Any) -> Self:
+            seen.append(samples)
+            return self
+
+        def score(self, samples: Any) -> Any:
+            seen.append(samples)
+            return samples[:, 0].astype(np.float64)
+
+    samples, y = blob(100, outliers=4)
+    Hybrid(Keeper(), settings(), cast(Any, ToTwo())).fit(samples, y).score(samples + 1)
+    train, test = seen
+    np.testing.assert_allclose(train.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(train.std(0), [1, 0], atol=1e-5)
+    np.testing.assert_allclose((test - train)[:, 0], 1 / samples[:, 0].std(), rtol=1e-4)
+
+
 def test_a_hybrid_trains_its_own_autoencoder() -> None:
     samples, y = blob(60, outliers=3)
     own = settings(pretrain_epochs=1, hidden=(3, 2))
@@ -286,13 +335,38 @@ def test_every_baseline_has_a_label_and_is_made() -> None:
         assert callable(made.score)
 
 
-def test_names_stand_for_what_they_say() -> None:
-    assert isinstance(make_baseline("oc-svm", settings()), OneClassSvm)
-    hybrid = make_baseline("ssad-hybrid", settings())
+@pytest.mark.parametrize(
+    ("name", "made_by", "encoded", "words"),
+    [
+        ("cae", "autoencoder.Cae", True, {}),
+        ("deep-svdd", "deep_svdd.DeepSvdd", True, {}),
+        ("deep-svdd-soft", "deep_svdd.DeepSvdd", True, {"soft": True}),
+        ("deep-sad", "deep_sad.DeepSad", True, {}),
+        ("ss-dgm-m2", "ss_dgm.SemiSupervisedVae", False, {"kind": "m2"}),
+        ("ss-dgm-m1m2", "ss_dgm.SemiSupervisedVae", False, {"kind": "m1m2"}),
+        ("supervised", "supervised.SupervisedClassifier", False, {}),
+    ],
+)
+def test_deep_methods_are_made_as_their_names_say(
+    name: str, made_by: str, encoded: bool, words: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, encoder = settings(), cast(Any, ToTwo())
+    monkeypatch.setattr(f"esad_med.baselines.{made_by}", lambda *args, **kwargs: (args, kwargs))
+    expected = ((own, encoder) if encoded else (own,), words)
+    assert cast(Any, make_baseline(name, own, encoder)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("oc-svm", OneClassSvm), ("isolation-forest", IsolationForest), ("ssad", Ssad)],
+)
+def test_classical_names_stand_for_themselves_and_their_hybrids(name: str, method: type) -> None:
+    encoder = cast(Any, ToTwo())
+    assert type(make_baseline(name, settings())) is method
+    hybrid = make_baseline(f"{name}-hybrid", settings(), encoder)
     assert isinstance(hybrid, Hybrid)
-    assert isinstance(hybrid.detector, Ssad)
-    soft = make_baseline("deep-svdd-soft", settings())
-    assert type(soft) is type(make_baseline("deep-svdd", settings()))
+    assert type(hybrid.detector) is method
+    assert hybrid.autoencoder is encoder
 
 
 def test_unknown_names_get_the_nearest_one() -> None:
@@ -331,12 +405,20 @@ def test_the_choice_on_test_labels_finds_a_kernel_that_sees_the_ring(name: str) 
     assert chosen.model_copy(update=same) == start
 
 
-def test_the_choice_sees_a_tenth_of_the_test_labels() -> None:
+def test_the_choice_sees_a_tenth_of_the_test_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 20 normals and 3 anomalous samples, 2 and 1: both kinds, however rare."""
+    seen: set[tuple[int, int]] = set()
+
+    def auc(truth: Any, score: Any) -> Any:
+        seen.add((int((truth == 0).sum()), int((truth == 1).sum())))
+        return roc_auc_score(truth, score)
+
+    monkeypatch.setattr(selection, "roc_auc_score", auc)
     test, _ = blob(20, outliers=3)
     truth = np.repeat([0, 1], [20, 3]).astype(np.int8)
     chosen = select_on_test("ssad", settings(), *blob(30), test, truth)
     assert chosen.svm_gamma in GAMMAS
+    assert seen == {(2, 1)}
     with pytest.raises(ValueError, match="no test sample has truth 1"):
         select_on_test("ssad", settings(), *blob(30), test, truth * 0)
 
@@ -349,12 +431,29 @@ def test_methods_without_a_kernel_are_not_chosen_for() -> None:
         select_on_test("ssad-hybrid", own, *blob(20), *blob(20))
 
 
-def test_hybrids_are_chosen_on_their_codes() -> None:
+def test_hybrids_are_chosen_on_their_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trial scores by its γ as the hybrid would, but all samples are encoded only once."""
+    encoded: list[int] = []
+    scores: list[Any] = []
+
+    class Counting(ToTwo):
+        def encode(self, samples: Any) -> Any:
+            encoded.append(len(samples))
+            return super().encode(samples)
+
+    def auc(truth: Any, score: Any) -> Any:
+        scores.append(score)
+        return roc_auc_score(truth, score)
+
+    monkeypatch.setattr(selection, "roc_auc_score", auc)
     train, y = blob(40, outliers=2)
-    truth = (y < 0).astype(np.int8)
-    encoder = cast(Any, ToTwo())
-    chosen = select_on_test("ssad-hybrid", settings(), train, y, train, truth, encoder)
-    assert chosen.svm_gamma in GAMMAS
+    truth, encoder = (y < 0).astype(np.int8), cast(Any, Counting())
+    select_on_test("ssad-hybrid", settings(), train, y, train, truth, encoder)
+    assert encoded == [42, 4 + 1]
+    for gamma, score in zip(GAMMAS, scores, strict=True):
+        own = settings(svm_gamma=gamma)
+        whole = Hybrid(Ssad(own), own, cast(Any, ToTwo())).fit(train, y).score(train)
+        np.testing.assert_allclose(np.abs(score[:, None] - whole).min(1), 0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "trials"), [("oc-svm", 50), ("ssad", 10)])

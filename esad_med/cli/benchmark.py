@@ -1,0 +1,98 @@
+"""`esad-med benchmark`: the paper's experiments again, with its competitors."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from esad_med.base.errors import ConfigError
+from esad_med.cli.app import app, finish, say
+from esad_med.cli.options import ConfigFile, Json, Set, overrides
+
+
+@app.command("benchmark")
+def benchmark(
+    suite: Annotated[str, typer.Argument(help="odds, mnist, fmnist or cifar10.")],
+    out: Annotated[Path, typer.Option(help="Folder for results and tables; goes on with it.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data set; else below $ESAD_DATA.")
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="esad-paper, esad-recommended or a baseline; repeatable."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0-9 or 0,1,5.")] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Such as 4 or fig5, instead of all; repeatable.")
+    ] = None,
+    runs: Annotated[
+        str | None,
+        typer.Option(help="2/3 is the second third of the grid; else part of a name, /seed=1/."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes, one thread each.")] = 1,
+    width: Annotated[
+        float | None, typer.Option(help="Of ESAD's image network; 1 is Table 6.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of every method.")] = None,
+    members: Annotated[int | None, typer.Option(help="Of ESAD.")] = None,
+    unfair_selection: Annotated[
+        bool, typer.Option("--unfair-selection", help="Choose kernels' settings on test labels.")
+    ] = False,
+    leaking: Annotated[
+        bool, typer.Option("--leaking", help="Let odds' test rows be training rows too.")
+    ] = False,
+    only_plan: Annotated[
+        bool, typer.Option("--only-plan", help="Say how many runs, and how long they may take.")
+    ] = False,
+    config: ConfigFile = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Run the paper's benchmarks again: a table with our values beside its own."""
+    from esad_med.base.config import load_config
+    from esad_med.cli.progress import ProgressBar
+    from pipelines.paper.settings import BenchmarkConfig
+    from pipelines.paper.suite import data_folder, plan_suite, run_suite
+
+    flags = overrides(
+        settings,
+        suite=suite,
+        methods=methods or None,
+        seeds=None if seeds is None else parse_seeds(seeds),
+        tables=[f"table{name}" if name.isdigit() else name for name in table or []] or None,
+        width=width,
+        epochs=epochs,
+        members=members,
+        unfair_selection=unfair_selection or None,
+        leaking=leaking or None,
+    )
+    chosen = load_config(BenchmarkConfig, config, flags)
+    plan = plan_suite(chosen, out, selection=runs, jobs=jobs)
+    if only_plan:
+        finish(plan.to_dict(), [str(plan)], as_json=as_json)
+        return
+    folder = data_folder(suite, data)
+    say(str(plan))
+    with ProgressBar() as progress:
+        summary = run_suite(plan, folder, say=say, progress=progress)
+    lines = [*summary.tables.values(), f"results and tables in {out} (results.csv)"]
+    if summary.failures:
+        lines.append(f"{len(summary.failures)} runs failed (failures.csv)")
+    finish(summary.to_dict(), lines, as_json=as_json, set_aside=len(summary.failures))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from text such as "0-9", "200-209" or "0,1,5".
+
+    Raises:
+        ConfigError: anything else, or a range that falls.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()) or part.strip().endswith("-"):
+            raise ConfigError(f"--seeds {text}: expected numbers and ranges, such as 0-9 or 0,1,5")
+        if int(last or first) < int(first):
+            raise ConfigError(f"--seeds {text}: {part.strip()} falls; write {last}-{first}")
+        seeds += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(seeds))
