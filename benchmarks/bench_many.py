@@ -41,11 +41,11 @@ def main() -> None:
         alone, together = [], []
         for _ in range(options.repeats):
             together.append(seconds(*problems))
-            with mock.patch.object(fitting, "can_stack", lambda *_: False):
+            with mock.patch.object(fitting, "can_stack", return_value=False):
                 alone.append(seconds(*problems))
         first, second = median(alone), median(together)
-        count = 5 * options.seeds
-        print(f"| {name} | {count} | {first:.1f} | {second:.1f} | {first / second:.1f} |", flush=True)
+        cells = (name, 5 * options.seeds, f"{first:.1f}", f"{second:.1f}", f"{first / second:.1f}")
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def pose(folder: Path, name: str, seeds: int) -> tuple[list[TrainingData], list[TrainConfig]]:

@@ -15,7 +15,8 @@ class DeepSvdd(Hypersphere):
     """Pulls the codes of unlabeled samples to the center; labeled outliers are left out.
 
     Attributes:
-        squared_radius: with a soft boundary, R² after training; 0 otherwise.
+        squared_radius: R² of a soft boundary, 0 without; after training that of all unlabeled
+            samples (ours), so that a share ν of them scores above 0.
     """
 
     def __init__(
@@ -45,6 +46,9 @@ class DeepSvdd(Hypersphere):
                 device=device,
                 method=self.method,
             )
+            if self.soft:
+                distances = torch.from_numpy(super().score(samples[normal]))
+                self.squared_radius = soft_boundary(distances, self.settings.soft_nu)
         return self
 
     def score(self, samples: Floats) -> AnomalyScores:
@@ -61,6 +65,11 @@ class DeepSvdd(Hypersphere):
             return distances.mean()
         nu = self.settings.soft_nu
         if epoch >= self.settings.soft_warmup:
-            self.squared_radius = distances.detach().sqrt().quantile(1 - nu).square()
+            self.squared_radius = soft_boundary(distances.detach(), nu)
         beyond = (distances - self.squared_radius).clamp(min=0)
         return self.squared_radius + beyond.mean() / nu
+
+
+def soft_boundary(distances: Tensor, nu: float) -> Tensor:
+    """R² with a share ν of the samples beyond R, from their squared distances (n,)."""
+    return distances.sqrt().quantile(1 - nu).square()

@@ -56,7 +56,7 @@ def train(
     Raises:
         ModelError: the loss is no longer finite.
     """
-    x = torch.from_numpy(np.ascontiguousarray(samples, np.float32)).to(device)
+    x = _tensor(samples).to(device)
     labels = torch.from_numpy(np.asarray(y, np.float32)).to(device)
     optimizer = torch.optim.Adam(parameters, settings.lr, weight_decay=settings.weight_decay)
     size, count = settings.batch_size, len(x)
@@ -87,11 +87,27 @@ def train(
 def apply(
     function: Callable[[Tensor], Tensor], samples: Floats, device: torch.device
 ) -> npt.NDArray[np.float32]:
-    """A function of samples (n, ...), batch by batch without gradients, on the CPU."""
+    """A function of samples (n, ...), batch by batch without gradients, on the CPU.
+
+    Raises:
+        ModelError: a value that is not finite.
+    """
     parts = []
     with torch.inference_mode():
         for start in range(0, len(samples), _APPLIED_AT_ONCE):
             raise_if_interrupted()
-            batch = np.ascontiguousarray(samples[start : start + _APPLIED_AT_ONCE], np.float32)
-            parts.append(function(torch.from_numpy(batch).to(device)).float().cpu().numpy())
-    return np.concatenate(parts)
+            batch = _tensor(samples[start : start + _APPLIED_AT_ONCE]).to(device)
+            parts.append(function(batch).float().cpu().numpy())
+    values = np.concatenate(parts)
+    wrong = ~np.isfinite(values.reshape(len(values), -1)).all(1)
+    if wrong.any():
+        raise ModelError(
+            f"sample {wrong.argmax()}: the network's output is not finite; expected samples scaled"
+            " as those of the training, or train anew with a lower baselines.lr"
+        )
+    return values
+
+
+def _tensor(samples: Floats) -> Tensor:
+    """Samples as float32; copied only where the array is read-only or of another layout."""
+    return torch.from_numpy(np.require(samples, np.float32, ["C", "W"]))

@@ -41,6 +41,10 @@ def benchmark(
     leaking: Annotated[
         bool, typer.Option("--leaking", help="Let odds' test rows be training rows too.")
     ] = False,
+    tsne: Annotated[
+        bool,
+        typer.Option("--tsne", help="Train ESAD and Deep SAD once more, and draw their codes."),
+    ] = False,
     only_plan: Annotated[
         bool, typer.Option("--only-plan", help="Say how many runs, and how long they may take.")
     ] = False,
@@ -51,9 +55,12 @@ def benchmark(
     """Run the paper's benchmarks again: a table with our values beside its own."""
     from esad_med.base.config import load_config
     from esad_med.cli.progress import ProgressBar
+    from pipelines.paper.embedding import choose_run, write_tsne
     from pipelines.paper.settings import BenchmarkConfig
     from pipelines.paper.suite import data_folder, plan_suite, run_suite
 
+    if tsne and suite == "odds":
+        raise typer.BadParameter("is for images, odds holds tables", param_hint="--tsne")
     flags = overrides(
         settings,
         suite=suite,
@@ -68,6 +75,7 @@ def benchmark(
     )
     chosen = load_config(BenchmarkConfig, config, flags)
     plan = plan_suite(chosen, out, selection=runs, jobs=jobs)
+    shown = choose_run(plan.runs) if tsne else None  # before hours, not after
     if only_plan:
         finish(plan.to_dict(), [str(plan)], as_json=as_json)
         return
@@ -75,10 +83,16 @@ def benchmark(
     say(str(plan))
     with ProgressBar() as progress:
         summary = run_suite(plan, folder, say=say, progress=progress)
+    drawn = summary.figures
+    if shown:
+        drawn = [*drawn, *write_tsne(out, shown, chosen, folder, say=say)]
     lines = [*summary.tables.values(), f"results and tables in {out} (results.csv)"]
+    if drawn:
+        lines.append(f"figures: {', '.join(path.name for path in drawn)}")
     if summary.failures:
         lines.append(f"{len(summary.failures)} runs failed (failures.csv)")
-    finish(summary.to_dict(), lines, as_json=as_json, set_aside=len(summary.failures))
+    facts = {**summary.to_dict(), "figures": [path.name for path in drawn]}
+    finish(facts, lines, as_json=as_json, set_aside=len(summary.failures))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -183,6 +183,28 @@ class Detector:
         """
         return self.examine(samples)[1]
 
+    def latents(
+        self, samples: npt.NDArray[Any], *, batch_size: int = 256
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Both latents of the first member, z and z_hat (Eqs. 8 and 13), flattened, each (n, d).
+
+        Args:
+            samples: (n, h, w, c) or (n, d).
+            batch_size: how many samples go through the network at a time.
+
+        Raises:
+            ModelError: samples outside the contract.
+        """
+        self.check_samples(samples)
+        first, second = [], []
+        with torch.inference_mode(), _exactly(self.device, "float32"):
+            for start in range(0, max(1, len(samples)), batch_size):  # no samples: no latents
+                raise_if_interrupted()
+                output = self._networks[0](self._input(samples[start : start + batch_size]))
+                first.append(output.z.flatten(1))
+                second.append(output.z_hat.flatten(1))
+        return torch.cat(first).cpu().numpy(), torch.cat(second).cpu().numpy()
+
     def percentile(self, score: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Share of the held-out normals of training that score lower, (n,) in 0 ... 100."""
         return self.contract.calibration.percentile(score)

@@ -23,7 +23,7 @@ _GRID = "#e3e7ec"
 # Dark enough on white, and apart for color-blind readers (Okabe-Ito, darkened).
 _CURVES = ("#00558c", "#b3541e", "#2f7d55", "#7a4b94", "#5b6673")
 _CLASSES = {"normal": "#3b7ea1", "anomalous": "#c8502d"}
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib: equal on every machine
     "font.size": 9,
@@ -62,7 +62,7 @@ def write_roc(
     Raises:
         ConfigError: a file cannot be written.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = new_figure(4.8, 4.9)
         axes = figure.add_axes((0.13, 0.11, 0.83, 0.8))
         for share in specificities:
@@ -75,8 +75,8 @@ def write_roc(
         axes.set_xlabel("false-positive rate (1 − specificity)")
         axes.set_ylabel("sensitivity")
         axes.legend(loc="lower right", frameon=False, fontsize=8.5)
-        _dress(axes, title)
-        return _save_both(path, figure)
+        dress(axes, title)
+        return save_both(path, figure)
 
 
 def write_histogram(
@@ -102,23 +102,23 @@ def write_histogram(
     Raises:
         ConfigError: a file cannot be written.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = new_figure(5.6, 3.7)
         axes = figure.add_axes((0.11, 0.14, 0.86, 0.67))
         _draw_histogram(axes, scores, marks or {}, xlabel=xlabel, ylabel="share of the class")
-        _dress(axes, title, pad=38 if marks else 6)
-        return _save_both(path, figure)
+        dress(axes, title, pad=38 if marks else 6)
+        return save_both(path, figure)
 
 
 def histogram_svg(
     scores: npt.ArrayLike, *, marks: Mapping[str, float], xlabel: str = "tile score"
 ) -> bytes:
     """The histogram of one slide's tiles as an SVG picture, with labeled vertical lines."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = new_figure(9.0, 2.6)
         axes = figure.add_axes((0.065, 0.17, 0.925, 0.64))
         _draw_histogram(axes, {"tiles": scores}, marks, xlabel=xlabel, ylabel="tiles")
-        _dress(axes, "")
+        dress(axes, "")
         return _to_svg(figure)
 
 
@@ -129,14 +129,15 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_png(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, atomically and without a time stamp."""
-    with mpl.rc_context(_STYLE), atomic_file(path) as temporary, temporary.open("wb") as file:
+    with mpl.rc_context(STYLE), atomic_file(path) as temporary, temporary.open("wb") as file:
         FigureCanvasAgg(figure)
         with warnings.catch_warnings():  # a slide may be named in any script; a box stands for it
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(file, format="png", metadata={"Software": "esad-med"})
 
 
-def _save_both(path: Path, figure: Figure) -> list[Path]:
+def save_both(path: Path, figure: Figure) -> list[Path]:
+    """Write a figure as SVG and PNG beside each other; both paths."""
     svg, png = path.with_name(path.name + ".svg"), path.with_name(path.name + ".png")
     with atomic_file(svg) as temporary:
         temporary.write_bytes(_to_svg(figure))
@@ -230,7 +231,8 @@ def _bin_edges(values: Floats, marks: Sequence[float]) -> tuple[Floats, str]:
     return np.linspace(low - room, high + room, bins + 1), "linear"
 
 
-def _dress(axes: Axes, title: str, *, pad: float = 6) -> None:
+def dress(axes: Axes, title: str, *, pad: float = 6) -> None:
+    """Give axes their title, a quiet grid and no frame at the top and the right."""
     axes.set_axisbelow(True)
     axes.grid(color=_GRID, linewidth=0.7)
     for side in ("top", "right"):

@@ -1,6 +1,5 @@
 """Figures 1c and 3: what Deep SAD and ESAD make of a test set, laid out in the plane by t-SNE."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # has no types
 
 from esad_med.base.errors import CaseError, ConfigError
 from esad_med.base.interrupts import raise_if_interrupted
-from esad_med.base.runs import Say, ensure_folder, write_csv
+from esad_med.base.runs import Say, write_csv
 from esad_med.baselines.deep_sad import DeepSad
 from esad_med.baselines.training import apply
 from esad_med.method.fitting import TrainingData, fit_detector
@@ -28,7 +26,8 @@ from pipelines.paper.settings import ESAD, BenchmarkConfig
 MOST_SAMPLES = 1500
 _LEAST_SAMPLES = 5
 _PERPLEXITY = 30.0
-_COMPONENTS = 50  # t-SNE begins with so many principal components, as its authors do
+#: What is laid out, and the heading of its panel.
+_TITLES = {"deep_sad": "Deep SAD", "z": "ESAD, z", "z_hat": "ESAD, ẑ"}
 
 Codes = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
@@ -42,13 +41,13 @@ class Embedding:
         index: which test samples, (n,).
         classes: their classes, (n,).
         groups: who they are, (n,), of `figures.GROUPS`.
-        panels: title -> where they lie, (n, 2).
+        layouts: "deep_sad", "z" or "z_hat" -> where they lie, (n, 2).
     """
 
     index: Indices
     classes: npt.NDArray[Any]
     groups: npt.NDArray[np.str_]
-    panels: dict[str, Codes]
+    layouts: dict[str, Codes]
 
 
 def choose_run(runs: Sequence[Run]) -> Run:
@@ -89,12 +88,12 @@ def write_tsne(
     """
     data = read_run(run, folder=folder, leaking=config.leaking).data
     groups = groups_of(data, run)
-    index = draw_samples(groups, seed=run.seed)
+    index = draw_samples(groups, seed=run.seed, most=MOST_SAMPLES)
     say(f"t-SNE of {run.key}: training ESAD and Deep SAD")
     codes = learn_codes(data, index, run, config)
     say(f"t-SNE of {run.key}: {len(index)} test samples, {len(codes)} layouts")
-    panels = {title: lay_out(code, seed=run.seed) for title, code in codes.items()}
-    embedding = Embedding(index, data.test_classes[index], groups[index], panels)
+    layouts = {name: lay_out(code, seed=run.seed) for name, code in codes.items()}
+    embedding = Embedding(index, data.test_classes[index], groups[index], layouts)
     return write_files(out, embedding, caption=caption_of(run, config))
 
 
@@ -107,9 +106,7 @@ def groups_of(data: RunData, run: Run) -> npt.NDArray[np.str_]:
     return np.select([labeled, anomalous], kinds, default="normal")
 
 
-def draw_samples(
-    groups: npt.NDArray[np.str_], *, seed: int, most: int = MOST_SAMPLES
-) -> Indices:
+def draw_samples(groups: npt.NDArray[np.str_], *, seed: int, most: int) -> Indices:
     """Draw test samples, in order: of every group an equal part, or all that it has.
 
     Args:
@@ -126,7 +123,7 @@ def draw_samples(
 def learn_codes(
     data: RunData, index: Indices, run: Run, config: BenchmarkConfig
 ) -> dict[str, Codes]:
-    """Train both methods; title of a panel -> codes of these test samples, (n, d).
+    """Train both methods; "deep_sad", "z", "z_hat" -> codes of these test samples, (n, d).
 
     Raises:
         CaseError: too few training samples.
@@ -134,11 +131,11 @@ def learn_codes(
     """
     detector = fit_detector(TrainingData(data.train, data.y, "image"), esad_config(run, config))
     z, z_hat = detector.latents(data.test[index])
-    settings = baseline_settings(replace(run, method="deep-sad", variant=""), config)
+    settings = baseline_settings(run, config)
     train, test = as_input(replace(data, test=data.test[index]))
     rival = DeepSad(settings).fit(train, data.y)
     code = apply(rival.encoder.eval(), test, rival.device)
-    return {"Deep SAD": code, "ESAD, z": z, "ESAD, ẑ": z_hat}
+    return {"deep_sad": code, "z": z, "z_hat": z_hat}
 
 
 def lay_out(codes: Codes, *, seed: int) -> Codes:
@@ -160,8 +157,6 @@ def lay_out(codes: Codes, *, seed: int) -> Codes:
     raise_if_interrupted()
     spread = bool(np.ptp(codes, axis=0).any()) and codes.shape[1] > 1
     with threadpool_limits(1):  # several threads add in any order
-        if min(codes.shape) > _COMPONENTS:
-            codes = PCA(_COMPONENTS, svd_solver="full").fit_transform(codes)
         layout = TSNE(
             perplexity=min(_PERPLEXITY, (count - 1) / 3),
             init="pca" if spread else "random",  # a collapsed encoder has no components
@@ -173,22 +168,31 @@ def lay_out(codes: Codes, *, seed: int) -> Codes:
 
 def write_files(out: Path, embedding: Embedding, *, caption: str) -> list[Path]:
     """Write ``tsne.svg``, ``tsne.png`` and ``tsne.csv``, a line per sample."""
-    ensure_folder(out)
-    columns = ["sample", "class", "group"]
-    columns += [f"{title}: {axis}" for title in embedding.panels for axis in "xy"]
-    rows = zip(
-        *(embedding.index, embedding.classes, embedding.groups),
-        *(f"{{:.4f}}" for _ in ()),
-        strict=True,
+    layouts = embedding.layouts
+    places = np.concatenate(list(layouts.values()), axis=1)
+    rows = zip(embedding.index, embedding.classes, embedding.groups, places, strict=True)
+    write_csv(
+        out / "tsne.csv",
+        ["sample", "class", "group", *(f"{name}_{axis}" for name in layouts for axis in "xy")],
+        [[*facts, *(f"{value:.4f}" for value in place)] for *facts, place in rows],
     )
-    write_csv(out / "tsne.csv", columns, [list(row) for row in rows])
-    heading = "Test samples as Deep SAD and ESAD see them (t-SNE)"
     pictures = write_embedding(
-        out / "tsne", embedding.panels, embedding.groups, heading=heading, caption=caption
+        out / "tsne",
+        {_TITLES[name]: layout for name, layout in layouts.items()},
+        embedding.groups,
+        heading="Test samples as Deep SAD and ESAD see them",
+        caption=caption,
     )
     return [*pictures, out / "tsne.csv"]
 
 
 def caption_of(run: Run, config: BenchmarkConfig) -> str:
-    """What a picture shows: the run, the networks, and how samples were drawn."""
-    return ""
+    """Which run is shown, what was trained for it, and which samples were laid out."""
+    own, rival = esad_config(run, config), baseline_settings(run, config)
+    return (
+        f"{run.key}\n"
+        f"ESAD: width {own.network.width:g}, epochs {own.epochs}, member 1 of {own.members}."
+        f" Deep SAD: epochs {rival.epochs}, of its autoencoder {rival.pretrain_epochs}.\n"
+        f"t-SNE, seed {run.seed}: at most {MOST_SAMPLES} test samples, the groups in equal parts as"
+        " far as they go."
+    )

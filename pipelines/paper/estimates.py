@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import perf_counter
 
 import numpy as np
 import torch
 
+from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.baselines.autoencoder import Autoencoder
 from esad_med.baselines.base import BaselineSettings
 from esad_med.baselines.catalog import make_baseline
@@ -130,7 +131,8 @@ def guess_seconds(runs: Sequence[Run], config: BenchmarkConfig) -> float:
             continue
         count, shape = _SAMPLES[chunk[0].data]
         settings = baseline_settings(chunk[0], config)
-        total += count * settings.pretrain_epochs * _autoencoder_seconds(shape, _plain(settings))
+        passes = _passes(count, settings.pretrain_epochs, settings)
+        total += passes * count * _autoencoder_seconds(shape, _plain(settings))
     return total
 
 
@@ -140,8 +142,8 @@ def _guess(run: Run, config: BenchmarkConfig) -> float:
         return _guess_esad(run, count, shape, config)
     settings = _plain(baseline_settings(run, config))
     if run.method in _AGAINST_AUTOENCODER:
-        factor = _AGAINST_AUTOENCODER[run.method] * settings.epochs
-        return factor * count * _autoencoder_seconds(shape, settings)
+        passes = _AGAINST_AUTOENCODER[run.method] * _passes(count, settings.epochs, settings)
+        return passes * count * _autoencoder_seconds(shape, settings)
     kernel = run.method.removesuffix("-hybrid")
     if kernel not in ("oc-svm", "ssad"):
         return 0.5  # trees, or an autoencoder that is trained already
@@ -167,6 +169,13 @@ def _guess_esad(run: Run, count: int, shape: Shape, config: BenchmarkConfig) -> 
     return own.members * (trained * batch + scored) * sample
 
 
+def _passes(count: int, epochs: int, settings: BaselineSettings) -> int:
+    """The epochs of a baseline, or as many as its most steps allow."""
+    if settings.most_steps is None:
+        return epochs
+    return max(1, min(epochs, settings.most_steps // -(-count // settings.batch_size)))
+
+
 def _plain(settings: BaselineSettings) -> BaselineSettings:
     """The same for every seed, so that a probe is made once."""
     return settings.model_copy(update={"seed": 0})
@@ -174,7 +183,7 @@ def _plain(settings: BaselineSettings) -> BaselineSettings:
 
 @lru_cache(maxsize=32)
 def _step_seconds(spec: NetworkSpec, batch: int, device_name: str) -> float:
-    """Seconds forward and back through ESAD's network, after a first time that warms up."""
+    """Seconds forward and back through ESAD's network."""
     device = choose_device(device_name)
     shape: Shape = (batch, spec.features) if isinstance(spec, VectorNetworkSpec) else (batch,)
     if isinstance(spec, ImageNetworkSpec):
@@ -182,13 +191,14 @@ def _step_seconds(spec: NetworkSpec, batch: int, device_name: str) -> float:
     with torch.random.fork_rng(devices=[]):
         network = build_network(spec).to(device).train()
         x = torch.rand(shape).to(device)
-    for _ in range(2):
-        started = perf_counter()
+
+    def step() -> None:
         output = network(x)
         loss = (output.x_hat - x).square().mean() + output.z_hat.square().mean()
         loss.backward()
         loss.item()  # waits for a GPU
-    return perf_counter() - started
+
+    return _least_seconds(step, tries=3)
 
 
 @lru_cache(maxsize=32)
@@ -196,13 +206,12 @@ def _autoencoder_seconds(shape: Shape, settings: BaselineSettings) -> float:
     """Seconds per sample and epoch of an autoencoder: what two more epochs take."""
     samples = _noise(shape, 32 if len(shape) == 3 else 256)
     y = np.ones(len(samples), dtype=np.int8)
-    times = []
-    for epochs in (1, 1, 3):  # the first warms up
-        started = perf_counter()
-        own = settings.model_copy(update={"pretrain_epochs": epochs})
-        Autoencoder(own).fit(samples, y)
-        times.append(perf_counter() - started)
-    return max(times[2] - times[1], 1e-6) / 2 / len(samples)
+
+    def fit(epochs: int) -> None:
+        Autoencoder(settings.model_copy(update={"pretrain_epochs": epochs})).fit(samples, y)
+
+    one, three = (_least_seconds(partial(fit, epochs), tries=2) for epochs in (1, 3))
+    return max(three - one, 1e-6) / 2 / len(samples)
 
 
 @lru_cache(maxsize=32)
@@ -211,9 +220,19 @@ def _kernel_seconds(name: str, features: int) -> float:
     samples = _noise((features,), _PROBE_ROWS)
     y = np.ones(len(samples), dtype=np.int8)
     y[-5:] = -1
-    started = perf_counter()
-    make_baseline(name, BaselineSettings()).fit(samples, y)
-    return perf_counter() - started
+    baseline = make_baseline(name, BaselineSettings())
+    return _least_seconds(partial(baseline.fit, samples, y), tries=2)
+
+
+def _least_seconds(work: Callable[[], object], *, tries: int) -> float:
+    """The shortest of some tries: the first warms up, and other programs only lengthen it."""
+    seconds = []
+    for _ in range(tries):
+        raise_if_interrupted()
+        started = perf_counter()
+        work()
+        seconds.append(perf_counter() - started)
+    return min(seconds)
 
 
 def _noise(shape: Shape, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

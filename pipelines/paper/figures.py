@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -10,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from esad_med.outputs.figures import _STYLE, MUTED, _dress, _save_both, new_figure
+from esad_med.outputs.figures import MUTED, STYLE, dress, new_figure, save_both
 from pipelines.paper.runs import Outcome
 from pipelines.paper.settings import BenchmarkConfig, TableName
 from pipelines.paper.tables import METHOD_LABELS, TITLES, Cell, fill_table, mean_sd
 
 #: The x-axis of a figure of the paper.
-PLOTS: dict[TableName, str] = {"fig2": "λ₁", "fig5": "λ₂"}
+PLOTS: dict[TableName, str] = {"fig2": "λ1", "fig5": "λ2"}
 #: Who is who in a test set, and how it is drawn; the rest first, what matters on top.
 GROUPS: dict[str, tuple[str, str]] = {
     "other anomalies": ("#a3abb5", "s"),
@@ -25,15 +26,15 @@ GROUPS: dict[str, tuple[str, str]] = {
 }
 # Told apart by color, by mark and by line: in print, and by color-blind readers.
 _LINES = {
+    "score": ("auc_score", "#00558c", "o", "-"),
     "reconstruction": ("auc_reconstruction", "#b3541e", "s", (0, (4, 2))),
     "norm": ("auc_norm", "#2f7d55", "^", (0, (1, 1.5))),
-    "score": ("auc_score", "#00558c", "o", "-"),
 }
 _WIDTH, _HEIGHT = 3.5, 3.1  # of one panel, inches
 _LEFT, _TOP, _BELOW = 0.6, 0.7, 0.8  # room around the panels, inches
 _GAP = 0.35  # between two
 _ZERO_BELOW = 10  # 0 has no place on a log axis; it stands this factor below the least λ
-_DODGE = 1.07  # so that bars do not hide each other
+_DODGE = 1.12  # so that bars do not hide each other
 
 Points = npt.NDArray[np.floating]
 
@@ -59,21 +60,20 @@ def write_plots(out: Path, config: BenchmarkConfig, outcomes: Sequence[Outcome])
 
 def _write_curves(path: Path, table: TableName, cells: Sequence[Cell]) -> list[Path]:
     panels = list(dict.fromkeys((cell.row.data, cell.method) for cell in cells))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, all_axes = _panels(len(panels), heading=TITLES[table])
         for (data, method), axes in zip(panels, all_axes, strict=True):
+            if axes is not all_axes[0]:  # before drawing: limits that hold all panels
+                axes.sharey(all_axes[0])
             own = [c for c in cells if (c.row.data, c.method) == (data, method)]
             draw_curves(axes, own)
-            _dress(axes, f"{data}, {METHOD_LABELS[method]}")
+            dress(axes, f"{data}, {METHOD_LABELS[method]}")
             axes.set_xlabel(PLOTS[table])
-            axes.sharey(all_axes[0])
-        all_axes[0].set_ylabel("AUC in %, mean ± sd of the runs")
-        handles, labels = all_axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower right", ncols=3, frameon=False, fontsize=8.5)
         counts = sorted({len(cell.results) for cell in cells})
-        runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        _caption(figure, f"{runs} runs at each point")
-        return _save_both(path, figure)
+        runs = " to ".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
+        all_axes[0].set_ylabel(f"AUC in %, mean ± sd, n = {runs}")
+        _legend(figure, all_axes[0], "lower left")
+        return save_both(path, figure)
 
 
 def draw_curves(axes: Axes, cells: Sequence[Cell]) -> None:
@@ -103,6 +103,7 @@ def draw_curves(axes: Axes, cells: Sequence[Cell]) -> None:
             linewidth=1.8 if label == "score" else 1.3,
         )
     axes.set_xscale("log")
+    axes.set_xlim(places[0] / 2, places[-1] * 2)
     axes.set_xticks(places, [f"{value:g}" for value in values])
     axes.xaxis.set_minor_locator(NullLocator())
 
@@ -137,22 +138,14 @@ def write_embedding(
     Returns:
         The files written.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, all_axes = _panels(len(panels), heading=heading)
         for axes, (title, points) in zip(all_axes, panels.items(), strict=True):
             draw_points(axes, points, groups)
             axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
-        handles, labels = all_axes[0].get_legend_handles_labels()
-        figure.legend(
-            *(handles, labels),
-            loc="upper right",
-            ncols=3,
-            frameon=False,
-            fontsize=8.5,
-            markerscale=2.2,
-        )
+        _legend(figure, all_axes[0], "upper right", markerscale=2.2)
         _caption(figure, caption)
-        return _save_both(path, figure)
+        return save_both(path, figure)
 
 
 def draw_points(axes: Axes, points: Points, groups: npt.NDArray[np.str_]) -> None:
@@ -161,7 +154,9 @@ def draw_points(axes: Axes, points: Points, groups: npt.NDArray[np.str_]) -> Non
         own = points[groups == name]
         if len(own):
             label = f"{name} (n = {len(own):,})"
-            axes.scatter(*own.T, s=7, c=color, marker=marker, linewidths=0, label=label)
+            axes.scatter(
+                own[:, 0], own[:, 1], s=7, c=color, marker=marker, linewidths=0, label=label
+            )
     axes.set(xticks=[], yticks=[])  # distances mean something in t-SNE, directions do not
     axes.margins(0.04)
 
@@ -177,6 +172,29 @@ def _panels(count: int, *, heading: str) -> tuple[Figure, list[Axes]]:
     sizes = (_WIDTH / width, _HEIGHT / height)
     lefts = [(_LEFT + number * (_WIDTH + _GAP)) / width for number in range(count)]
     return figure, [figure.add_axes((left, _BELOW / height, *sizes)) for left in lefts]
+
+
+def _legend(
+    figure: Figure,
+    axes: Axes,
+    loc: Literal["lower left", "upper right"],
+    *,
+    markerscale: float = 1.0,
+) -> None:
+    left, right = (inches / figure.get_figwidth() for inches in (_LEFT, _GAP))
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(
+        handles,
+        labels,
+        loc=loc,
+        bbox_to_anchor=(left, 0, 1 - left - right, 1),
+        ncols=3,
+        borderpad=0,
+        borderaxespad=0.9,
+        markerscale=markerscale,
+        fontsize=8.5,
+    )
+    legend.set_frame_on(False)
 
 
 def _caption(figure: Figure, text: str) -> None:

@@ -11,6 +11,7 @@ from esad_med.base.errors import ConfigError
 from esad_med.base.runs import Progress, Say, no_progress
 from pipelines.paper.data import read_run
 from pipelines.paper.estimates import Estimate, duration, estimate
+from pipelines.paper.figures import write_plots
 from pipelines.paper.folder import BenchmarkFolder, as_failure, join_earlier, read_outcomes
 from pipelines.paper.grids import plan_runs, select_runs
 from pipelines.paper.jobs import run_chunks
@@ -74,12 +75,14 @@ class BenchmarkSummary:
         results: of the selected runs.
         failures: selected runs that gave none.
         tables: in Markdown, by name.
+        figures: the files of Figures 2 and 5.
     """
 
     plan: Plan
     results: list[Result]
     failures: list[FailedRun]
     tables: dict[str, str]
+    figures: list[Path]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -146,8 +149,8 @@ def run_suite(
     """Do the runs that are left, and fill the tables with all that the folder holds.
 
     Writes ``journal.jsonl`` and ``results.csv`` after every run, ``failures.csv``,
-    ``config.yaml``, ``run.json``, and ``TABLE.md`` and ``TABLE.csv``. An interrupted benchmark is
-    gone on with: only runs in flight are lost.
+    ``config.yaml``, ``run.json``, ``TABLE.md`` and ``TABLE.csv``, and the plots of Figures 2 and 5.
+    An interrupted benchmark is gone on with: only runs in flight are lost.
 
     Args:
         plan: of `plan_suite`.
@@ -169,13 +172,16 @@ def run_suite(
             taken.record(outcome)
             say(_line(outcome))
             progress("runs", count, len(plan.todo))
-    tables = write_tables(plan.out, plan.whole, list(taken.outcomes.values()))
+    outcomes = list(taken.outcomes.values())
+    tables = write_tables(plan.out, plan.whole, outcomes)
+    figures = write_plots(plan.out, plan.whole, outcomes)
     selected = [taken.outcomes[run.key] for run in plan.runs]
     return BenchmarkSummary(
         plan,
         [found for found in selected if isinstance(found, Result)],
         [found for found in selected if isinstance(found, FailedRun)],
         tables,
+        figures,
     )
 
 

@@ -434,7 +434,7 @@ def test_methods_without_a_kernel_are_not_chosen_for() -> None:
 def test_hybrids_are_chosen_on_their_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each trial scores by its γ as the hybrid would, but all samples are encoded only once."""
     encoded: list[int] = []
-    scores: list[Any] = []
+    trials: list[tuple[Any, Any]] = []
 
     class Counting(ToTwo):
         def encode(self, samples: Any) -> Any:
@@ -442,7 +442,7 @@ def test_hybrids_are_chosen_on_their_codes(monkeypatch: pytest.MonkeyPatch) -> N
             return super().encode(samples)
 
     def auc(truth: Any, score: Any) -> Any:
-        scores.append(score)
+        trials.append((truth, score))
         return roc_auc_score(truth, score)
 
     monkeypatch.setattr(selection, "roc_auc_score", auc)
@@ -450,10 +450,12 @@ def test_hybrids_are_chosen_on_their_codes(monkeypatch: pytest.MonkeyPatch) -> N
     truth, encoder = (y < 0).astype(np.int8), cast(Any, Counting())
     select_on_test("ssad-hybrid", settings(), train, y, train, truth, encoder)
     assert encoded == [42, 4 + 1]
-    for gamma, score in zip(GAMMAS, scores, strict=True):
+    for gamma, (part, score) in zip(GAMMAS, trials, strict=True):
         own = settings(svm_gamma=gamma)
         whole = Hybrid(Ssad(own), own, cast(Any, ToTwo())).fit(train, y).score(train)
-        np.testing.assert_allclose(np.abs(score[:, None] - whole).min(1), 0, atol=1e-9)
+        own_row = np.abs(score[:, None] - whole).argmin(1)
+        np.testing.assert_allclose(score, whole[own_row], atol=1e-9)
+        np.testing.assert_array_equal(part, truth[own_row])
 
 
 @pytest.mark.parametrize(("name", "trials"), [("oc-svm", 50), ("ssad", 10)])

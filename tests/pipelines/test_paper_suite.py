@@ -121,12 +121,6 @@ def test_a_reduced_grid_takes_the_next_class_alone():
     ]
 
 
-@pytest.mark.parametrize("suite", ["odds", "mnist", "fmnist", "cifar10"])
-def test_the_written_settings_are_the_defaults(suite):
-    path = ROOT / f"configs/paper/{suite}.yaml"
-    assert load_config(BenchmarkConfig, path, [f"suite={suite}"]) == config_of(suite)
-
-
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_parts_of_a_grid_are_equal_and_the_whole(count, n):
     runs = [Run("odds", "cardio", "cae", seed) for seed in range(count)]
