@@ -144,7 +144,7 @@ def test_deep_sad_s_loss_by_hand() -> None:
     y = torch.tensor([1.0, -1.0])
     loss = deep_sad_loss(distances, y, eta=3)
     assert loss.item() == pytest.approx((4 + 3 / 0.5) / 2, rel=1e-5)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert distances.grad is not None
     assert distances.grad[0] > 0  # descending pulls the unlabeled in
     assert distances.grad[1] < 0  # and pushes the labeled away
