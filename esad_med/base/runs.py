@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -205,15 +204,13 @@ def digest_file(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """The versions that decide a result: Python and the libraries that touch pixels and weights."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONED}}
-
-
-@cache
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def claim_run_folder(out: Path, command: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -142,11 +143,17 @@ def assemble_detector(
             outliers=len(chosen.outliers),
             data_digest=problem.data_digest,
             rows_digest=problem.rows_digest,
-            versions=versions(),
+            versions=_versions(),
         ),
     )
     named = {f"member{k}.{n}": t for k, own in enumerate(weights) for n, t in own.items()}
     return Detector(contract, named, device=config.device)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Looked up once: they do not change under a running process, and many small fits ask."""
+    return versions()
 
 
 def network_spec(shape: tuple[int, ...], config: TrainConfig, *, source: str) -> NetworkSpec:
