@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from esad_med.base.errors import CaseError
 from esad_med.baselines.base import BaselineSettings
 
 _EPS, _SLOPE = 1e-4, 0.01
@@ -96,5 +97,14 @@ def _channels_last(network: nn.Module) -> None:
 
 
 def _sides(side: Sequence[int], poolings: int) -> list[tuple[int, ...]]:
-    """(height, width) before the first and after each pooling of 2x2."""
+    """(height, width) before the first and after each pooling of 2x2.
+
+    Raises:
+        CaseError: nothing would be left of the images.
+    """
+    if side and min(side) < 2**poolings:
+        raise CaseError(
+            f"images of {side[1]}x{side[0]} pixels: too small for {poolings} poolings, expected"
+            f" sides of at least {2**poolings}; give fewer channels, or larger images"
+        )
     return [tuple(length // 2**k for length in side) for k in range(poolings + 1)]

@@ -24,7 +24,9 @@ def seeded(settings: BaselineSettings) -> Iterator[torch.device]:
     """The device, with torch's generators seeded inside and as they were afterwards."""
     device = choose_device(settings.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
+        torch.default_generator.manual_seed(settings.seed)  # torch.manual_seed is every GPU's too
+        if device.type == "cuda":
+            torch.cuda.manual_seed(settings.seed)
         yield device
 
 

@@ -290,6 +290,68 @@ def test_ctrl_c_is_answered_between_steps(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_weights_decay_as_they_are_told() -> None:
+    def way(decay: float) -> float:
+        """How far Adam brings a weight, up a constant slope of 1 from 1."""
+        weight = nn.Parameter(torch.ones(()))
+        train(
+            [weight], lambda *_: -weight, np.zeros((5, 1), np.float32), np.ones(5, np.int8),
+            BaselineSettings(lr=0.01, weight_decay=decay), epochs=4, device=torch.device("cpu"),
+            method="a weight",
+        )  # fmt: skip
+        return weight.item() - 1
+
+    assert way(5.0) < 0 < way(0.0)
+
+
+def test_the_center_is_the_mean_of_the_given_autoencoder_s_codes_of_unlabeled() -> None:
+    settings = QUICK.model_copy(update={"epochs": 1, "pretrain_epochs": 2})
+    x, y = blobs()
+    shared = Autoencoder(settings.model_copy(update={"seed": 1})).fit(x, y)
+    mean = torch.from_numpy(shared.encode(x[y > 0]).mean(0))
+    torch.testing.assert_close(DeepSad(settings, shared).fit(x, y).center, _away_from_zero(mean))
+
+
+@pytest.mark.parametrize("name", ["cae", "deep-svdd", "deep-sad"])
+def test_an_autoencoder_of_its_own_is_the_one_that_is_shared(name: str) -> None:
+    settings = QUICK.model_copy(update={"epochs": 2, "pretrain_epochs": 2})
+    x, y = blobs()
+    shared = make_baseline(name, settings, Autoencoder(settings).fit(x, y)).fit(x, y)
+    assert (make_baseline(name, settings).fit(x, y).score(x) == shared.score(x)).all()
+
+
+def test_a_larger_eta_carries_labeled_outliers_farther() -> None:
+    settings = QUICK.model_copy(update={"epochs": 10})
+    x, y = blobs()
+    shared = Autoencoder(settings).fit(x, y)
+
+    def distance(eta: float) -> float:
+        own = settings.model_copy(update={"deep_sad_eta": eta})
+        return float(np.median(DeepSad(own, shared).fit(x, y).score(x[y < 0])))
+
+    assert distance(0.01) < distance(1) < distance(100)
+
+
+def test_the_classifier_of_m2_weighs_by_the_labeled_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: list[float] = []
+    own = M2.loss
+
+    def note(self: M2, x: torch.Tensor, y: torch.Tensor, *, weight: float) -> torch.Tensor:
+        weights.append(weight)
+        return own(self, x, y, weight=weight)
+
+    monkeypatch.setattr(M2, "loss", note)
+    settings = QUICK.model_copy(update={"epochs": 1, "dgm_alpha": 0.1})
+    make_baseline("ss-dgm-m2", settings).fit(*blobs(normals=95, outliers=5))
+    assert weights == [pytest.approx(0.1 * 0.95 / 0.05)] * 4
+
+
+def test_images_too_small_for_the_poolings_are_refused() -> None:
+    x, y = np.zeros((20, 1, 12, 3), np.float32), np.ones(20, np.int8)
+    with pytest.raises(CaseError, match="images of 3x12 pixels: too small for 2 poolings"):
+        Autoencoder(QUICK).fit(x, y)
+
+
 def test_most_steps_end_the_training_early() -> None:
     few = QUICK.model_copy(update={"most_steps": 5, "pretrain_epochs": 1000})
     one = QUICK.model_copy(update={"pretrain_epochs": 1})
