@@ -19,7 +19,6 @@ from data_prep.odds import read_odds
 from esad_med.base.config import load_config
 from esad_med.method import fitting
 from esad_med.method.config import TrainConfig
-from esad_med.method.estimator import default_hidden
 from esad_med.method.fitting import TrainingData, fit_detectors
 from pipelines.paper.protocols import odds_run
 
@@ -52,9 +51,8 @@ def pose(folder: Path, name: str, seeds: int) -> tuple[list[TrainingData], list[
     """The training data and settings of each seed."""
     table = read_odds(folder, name)
     runs = [odds_run(table, seed=seed) for seed in range(seeds)]
-    hidden = list(default_hidden(table.samples.shape[1]))
     steps = [f"least_steps={STEPS}", f"most_steps={STEPS}", "epochs=1"]
-    settings = ["kind=vector", f"network.hidden={hidden}", "members=5", *steps]
+    settings = ["kind=vector", "members=5", *steps]
     configs = [load_config(TrainConfig, None, [*settings, f"seed={k}"]) for k in range(seeds)]
     return [TrainingData(run.train, run.y) for run in runs], configs
 

@@ -51,8 +51,15 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """A line of Table 7, and the SHA-256 of the published file."""
+class Facts:
+    """A line of Table 7, and the SHA-256 of the published file.
+
+    Attributes:
+        rows: of the table.
+        columns: of the table.
+        outliers: rows that are outliers.
+        sha256: of the MATLAB v5 file, hexadecimal.
+    """
 
     rows: int
     columns: int
@@ -60,27 +67,27 @@ class _Facts:
     sha256: str
 
 
-_FACTS = {
-    "arrhythmia": _Facts(
+TABLE_7 = {
+    "arrhythmia": Facts(
         452, 274, 66, "e4d47e499591ae31e5d7f0cd983367092353eac240f48e14c9b36457edb3460d"
     ),
-    "cardio": _Facts(
+    "cardio": Facts(
         1831, 21, 176, "5e568b6a73711012c481fa6cc984ab9c68e9a4fa44d6aeb3b43efa381c3f695b"
     ),
-    "satellite": _Facts(
+    "satellite": Facts(
         6435, 36, 2036, "6feac3112b9c14e1c3e60afc437f2f3d29dc1000119c9f950c628078778d6aa0"
     ),
-    "satimage-2": _Facts(
+    "satimage-2": Facts(
         5803, 36, 71, "95c37a07cea2cb201f6900d14f521510e10b6b2f0074c06ac46d3157440ec67b"
     ),
-    "shuttle": _Facts(
+    "shuttle": Facts(
         49097, 9, 3511, "b6e396c92354d5dcf5036901e36dc58e2913f2d1a5e138c35a2bedf9c69db899"
     ),
-    "thyroid": _Facts(
+    "thyroid": Facts(
         3772, 6, 93, "49155d7861b977e90808faf68343ff67a67f63090c2744d514dbb67ac68e7e33"
     ),
 }
-ODDS: tuple[str, ...] = tuple(_FACTS)
+ODDS: tuple[str, ...] = tuple(TABLE_7)
 
 
 def read_odds(folder: Path, name: str) -> Table:
@@ -97,9 +104,9 @@ def read_odds(folder: Path, name: str) -> Table:
         ConfigError: no such benchmark.
         CaseError: missing, damaged, or not what Table 7 says.
     """
-    if name not in _FACTS:
+    if name not in TABLE_7:
         raise ConfigError(f"no benchmark '{name}', expected one of {', '.join(ODDS)}")
-    path, facts = folder / f"{name}.mat", _FACTS[name]
+    path, facts = folder / f"{name}.mat", TABLE_7[name]
     data = _read_bytes(path)
     stored = _read_arrays(path, data, facts)
     table = Table(name, _samples(path, stored["X"]), _truth(path, stored["y"], facts))
@@ -125,7 +132,7 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
-def _read_arrays(path: Path, data: bytes, facts: _Facts) -> Mapping[str, Any]:
+def _read_arrays(path: Path, data: bytes, facts: Facts) -> Mapping[str, Any]:
     """``X`` and ``y``, whose shapes are checked before they are decoded."""
     try:
         if _HDF5 in (data[:8], data[512:520]):  # MATLAB puts 512 bytes of its own before it
@@ -142,7 +149,7 @@ def _read_arrays(path: Path, data: bytes, facts: _Facts) -> Mapping[str, Any]:
         ) from error
 
 
-def _check_shapes(path: Path, found: Mapping[str, Shape], facts: _Facts) -> None:
+def _check_shapes(path: Path, found: Mapping[str, Shape], facts: Facts) -> None:
     for variable, expected in (("X", (facts.rows, facts.columns)), ("y", (facts.rows, 1))):
         if variable not in found:
             raise CaseError(
@@ -172,7 +179,7 @@ def _samples(path: Path, stored: Any) -> npt.NDArray[np.float32]:
     return samples
 
 
-def _truth(path: Path, stored: Any, facts: _Facts) -> npt.NDArray[np.int8]:
+def _truth(path: Path, stored: Any, facts: Facts) -> npt.NDArray[np.int8]:
     labels: npt.NDArray[Any] = _numbers(path, "y", stored).ravel()
     if not np.isin(labels, (0, 1)).all():
         shown = ", ".join(f"{value:g}" for value in np.unique(labels)[:5])

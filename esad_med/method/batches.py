@@ -69,12 +69,20 @@ class TrainingBatches:
         self.epoch = epoch
         self.generator.manual_seed(derive_seed(self.config.seed, self.member, epoch, 0))
 
-    def __len__(self) -> int:
+    @property
+    def sizes(self) -> list[int]:
+        """Samples in each batch of an epoch, the same in every epoch."""
         size = self.config.data.batch_size
+        normals, outliers = len(self.fold.normals), len(self.fold.outliers)
         if self.balanced:
-            return max(1, -(-len(self.fold.normals) // size))
-        count = len(self.fold.normals) + len(self.fold.outliers)
-        return max(1, -(-count // size) - (count > size and count % size == 1))
+            beside = self.config.data.outliers_per_batch
+            return [min(normals, size) + beside] * max(1, -(-normals // size))
+        count = normals + outliers
+        sizes = [min(size, count - start) for start in range(0, count, size)]
+        return sizes[:-1] if len(sizes) > 1 and sizes[-1] == 1 else sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator on purpose: ignite asks for the iterator before the epoch has started.

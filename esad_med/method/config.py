@@ -21,7 +21,9 @@ class NetworkConfig(Spec):
 
     width: float = Field(0.125, gt=0, le=4, description="Factor on the channels of Table 6.")
     skip: bool = Field(False, description="Skip connections; pictures only.")
-    hidden: tuple[int, ...] = Field((32, 16, 8), min_length=1, description="Layers for vectors.")
+    hidden: tuple[int, ...] | None = Field(
+        None, min_length=1, description="Layers for vectors; null sizes them by the columns."
+    )
     normalization: Normalization = Field("batch", description="batch or none.")
     latent_activation: Activation | None = Field(
         None,

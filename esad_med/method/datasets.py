@@ -87,7 +87,7 @@ def _draw(
     """Pollution first, then labeled outliers of the chosen classes from what is left."""
     rng = np.random.default_rng([seed, 1])
     normals, pool = np.flatnonzero(normal), rng.permutation(np.flatnonzero(anomalous))
-    hidden = _take(pool, pollution_count(len(normals), config.pollution), "pollution")
+    hidden = take_anomalies(pool, pollution_count(len(normals), config.pollution), "pollution")
     left = _of_classes(rows, pool[len(hidden) :], config, rng)
     unlabeled = np.sort(np.concatenate([normals, hidden]))
     if config.labeled_count is not None:
@@ -97,14 +97,31 @@ def _draw(
     else:
         labeled = np.asarray(rows["semi_label"].iloc[left] == -1, dtype=bool)
         return unlabeled, np.sort(left[labeled])
-    return unlabeled, np.sort(_take(left, count, "labeled outliers"))
+    return unlabeled, np.sort(take_anomalies(left, count, "labeled outliers"))
 
 
-def _take(pool: Indices, count: int, what: str) -> Indices:
+def take_anomalies(
+    pool: Indices,
+    count: int,
+    what: str,
+    *,
+    lower: str = "data.labeled_ratio, data.labeled_count or data.pollution",
+) -> Indices:
+    """The first rows of a pool of anomalies.
+
+    Args:
+        pool: rows in random order.
+        count: how many are needed.
+        what: for what, for the message.
+        lower: the settings that ask for fewer.
+
+    Raises:
+        CaseError: the pool holds fewer.
+    """
     if count > len(pool):
         raise CaseError(
             f"{what}: {count} anomalous training samples are needed, found {len(pool)}; lower"
-            " data.labeled_ratio, data.labeled_count or data.pollution"
+            f" {lower}"
         )
     return pool[:count]
 

@@ -17,18 +17,7 @@ from esad_med.method.fitting import TrainingData, fit_detector
 
 Floats = npt.NDArray[np.float64]
 
-_MANY, _FEW = 100, 6  # features: Deep SAD's sizes for arrhythmia (274) and thyroid (6)
 _AUTO_PERCENTILE = 95
-
-
-def default_hidden(features: int) -> tuple[int, ...]:
-    """The encoder's layers for a table, as Deep SAD and the paper size them by data set.
-
-    128-64-32 from 100 columns on, 32-16-4 up to 6, otherwise 32-16-8.
-    """
-    if features >= _MANY:
-        return (128, 64, 32)
-    return (32, 16, 4) if features <= _FEW else (32, 16, 8)
 
 
 class ESADDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sklearn is untyped
@@ -101,7 +90,7 @@ class ESADDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sklearn
                 f"contamination must be 'auto' or in (0, 0.5], found {self.contamination!r}"
             )
         data = TrainingData(X.astype(np.float32), semi_label)
-        self.detector_ = fit_detector(data, self._config(X.shape[1]))
+        self.detector_ = fit_detector(data, self._config())
         if self.contamination == "auto":
             self.offset_ = -self.detector_.threshold_at(_AUTO_PERCENTILE)
         else:
@@ -126,10 +115,10 @@ class ESADDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sklearn
     def _scores(self, samples: npt.NDArray[np.float32]) -> Floats:
         return -self.detector_.score(samples, precision="float64").score.astype(np.float64)
 
-    def _config(self, features: int) -> TrainConfig:
+    def _config(self) -> TrainConfig:
         values = dict(self.settings or {})
-        hidden = default_hidden(features) if self.hidden is None else tuple(self.hidden)
-        values["network"] = {"hidden": hidden, **values.get("network", {})}
+        if self.hidden is not None:
+            values["network"] = {**values.get("network", {}), "hidden": self.hidden}
         if self.members is not None:
             values["members"] = self.members
         if self.epochs is not None:

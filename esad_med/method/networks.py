@@ -63,6 +63,18 @@ class VectorNetworkSpec(Spec):
 
 NetworkSpec = ImageNetworkSpec | VectorNetworkSpec
 
+_MANY, _FEW = 100, 6  # columns: arrhythmia has 274, thyroid 6
+
+
+def default_hidden(features: int) -> tuple[int, ...]:
+    """The encoder's layers for vectors, as Deep SAD and the paper size them by data set.
+
+    128-64-32 from 100 columns on, 32-16-4 up to 6, otherwise 32-16-8.
+    """
+    if features >= _MANY:
+        return (128, 64, 32)
+    return (32, 16, 4) if features <= _FEW else (32, 16, 8)
+
 
 class Layer(nn.Module):
     """A convolution or linear map, its normalization and activation."""

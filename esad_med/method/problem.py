@@ -20,7 +20,12 @@ from esad_med.method.datasets import TrainingSet
 from esad_med.method.detector import Detector
 from esad_med.method.devices import computes_bfloat16
 from esad_med.method.folds import Fold, held_out_by, split_folds
-from esad_med.method.networks import ImageNetworkSpec, NetworkSpec, VectorNetworkSpec
+from esad_med.method.networks import (
+    ImageNetworkSpec,
+    NetworkSpec,
+    VectorNetworkSpec,
+    default_hidden,
+)
 from esad_med.method.scaling import Scaling, fit_scaling
 from esad_med.method.terms import TermSpec
 from esad_med.method.transforms import InputTransform
@@ -185,7 +190,7 @@ def network_spec(shape: tuple[int, ...], config: TrainConfig, *, source: str) ->
         )
     return VectorNetworkSpec(
         features=shape[0],
-        hidden=net.hidden,
+        hidden=net.hidden or default_hidden(shape[0]),
         normalization=net.normalization,
         latent_activation=net.latent_activation or "linear",
         dropout=net.dropout,

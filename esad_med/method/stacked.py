@@ -52,10 +52,7 @@ def train_stacked(
     batches = [_batches(unit, device) for unit in units]
     for index, (unit, own) in enumerate(zip(units, batches, strict=True)):
         settings = unit.config.model_dump_json(exclude={"seed", "members", "fusion"})
-        sizes = f"{len(own)} {len(unit.data.fold.normals) + len(unit.data.fold.outliers)}"
-        # With balanced batches the count of rows changes none of their sizes.
-        key = f"{unit.network} {settings} {len(own) if own.balanced else sizes}"
-        stacks.setdefault(key, []).append(index)
+        stacks.setdefault(f"{unit.network} {settings} {own.sizes}", []).append(index)
     found: dict[int, dict[str, Tensor] | ModelError] = {}
     for chosen in stacks.values():
         for start in range(0, len(chosen), _MOST):

@@ -9,6 +9,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from data_prep.odds import TABLE_7
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.baselines.autoencoder import Autoencoder
 from esad_med.baselines.base import BaselineSettings
@@ -30,12 +31,10 @@ Shape = tuple[int, ...]
 
 #: Normal training samples and the shape of one, (d,) or (h, w, c); Table 7, and the image sets.
 _SAMPLES: dict[str, tuple[int, Shape]] = {
-    "arrhythmia": (231, (274,)),
-    "cardio": (993, (21,)),
-    "satellite": (2639, (36,)),
-    "satimage-2": (3439, (36,)),
-    "shuttle": (27351, (9,)),
-    "thyroid": (2207, (6,)),
+    **{
+        name: (int(0.6 * (facts.rows - facts.outliers)), (facts.columns,))
+        for name, facts in TABLE_7.items()
+    },
     "mnist": (6000, (28, 28, 1)),
     "fmnist": (6000, (28, 28, 1)),
     "cifar10": (5000, (32, 32, 3)),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.odds import TABLE_7
 from esad_med.assess.measures import auc
 from esad_med.base.config import build_spec, load_config
 from esad_med.base.errors import ConfigError, EsadError, ModelError
@@ -23,6 +24,7 @@ from esad_med.baselines.selection import select_on_test
 from esad_med.method.config import TrainConfig
 from esad_med.method.detector import Detector
 from esad_med.method.fitting import TrainingData, fit_detectors
+from esad_med.method.networks import default_hidden
 from pipelines.paper.data import Floats, Loaded, as_input, is_vector, read_run
 from pipelines.paper.runs import FailedRun, Outcome, Result, Run
 from pipelines.paper.settings import ESAD, BenchmarkConfig
@@ -35,8 +37,6 @@ AUTOENCODED = (
     *("oc-svm-hybrid", "isolation-forest-hybrid", "ssad-hybrid"),
 )
 _TOGETHER = 16  # vector runs in memory at once
-_HIDDEN = {"arrhythmia": (128, 64, 32), "thyroid": (32, 16, 4)}
-_HIDDEN_ELSE = (32, 16, 8)
 #: Deep SAD's networks for small images, and those of its generative competitor.
 _IMAGE_NETWORKS: dict[str, dict[str, Any]] = {
     "mnist": {"channels": (8, 4), "dense": (32,), "dgm_latent": 32, "dgm_hidden": (128, 64)},
@@ -141,7 +141,6 @@ def esad_config(run: Run, config: BenchmarkConfig) -> TrainConfig:
     own: dict[str, object] = {
         "preset": run.method.removeprefix("esad-"),
         "kind": "vector" if is_vector(run) else "image",
-        "network.hidden": list(_HIDDEN.get(run.data, _HIDDEN_ELSE)),
         "network.width": config.width,
         "epochs": config.epochs,
         "members": config.members,
@@ -165,9 +164,11 @@ def baseline_settings(run: Run, config: BenchmarkConfig) -> BaselineSettings:
     Raises:
         ConfigError: unknown keys, impossible values.
     """
-    hidden = _HIDDEN.get(run.data, _HIDDEN_ELSE)
-    vector = {"hidden": hidden, "dgm_latent": hidden[-1], "dgm_hidden": hidden[:-1]}
-    network = vector if is_vector(run) else _IMAGE_NETWORKS[run.suite]
+    if is_vector(run):
+        hidden = default_hidden(TABLE_7[run.data].columns)
+        network = {"hidden": hidden, "dgm_latent": hidden[-1], "dgm_hidden": hidden[:-1]}
+    else:
+        network = _IMAGE_NETWORKS[run.suite]
     epochs = {"epochs": config.epochs, "pretrain_epochs": config.epochs} if config.epochs else {}
     values = {**network, **epochs, **config.baselines, "seed": run.seed}
     return build_spec(BaselineSettings, values, source="baselines")

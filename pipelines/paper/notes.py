@@ -104,9 +104,9 @@ def _changed(config: BenchmarkConfig) -> Iterator[str]:
     if config.width is not None:
         yield f"Width {config.width:g} of ESAD's image network (1 in the paper)."
     if config.epochs is not None:
-        yield f"{config.epochs} epochs for every method, instead of each method's own."
+        yield f"Epochs of every method: {config.epochs}, instead of each method's own."
     if config.members is not None:
-        yield f"{config.members} members of ESAD, whatever the preset says."
+        yield f"Members of ESAD: {config.members}, whatever the preset says."
     for name, settings in (("esad", config.esad), ("baselines", config.baselines)):
         if settings:
             yield f"Settings changed for {name}: {settings}."

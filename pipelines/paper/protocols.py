@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,15 @@ import numpy.typing as npt
 from data_prep.natural import LabeledImages
 from data_prep.odds import Table
 from esad_med.base.errors import CaseError, ConfigError
-from esad_med.method.datasets import MIN_NORMALS, labeled_outlier_count, pollution_count
+from esad_med.method.datasets import (
+    MIN_NORMALS,
+    labeled_outlier_count,
+    pollution_count,
+    take_anomalies,
+)
 
 _TRAIN_SHARE = 0.6
+_take_anomalies = partial(take_anomalies, lower="gamma_l or gamma_p")
 Indices = npt.NDArray[np.intp]
 
 
@@ -63,7 +70,7 @@ def odds_run(table: Table, *, seed: int, gamma_l: float = 0.01, leaking: bool = 
         raise CaseError(
             f"{table.name}: {len(normals)} training normals, expected at least {MIN_NORMALS}"
         )
-    outliers = _take(anomalous, labeled_outlier_count(len(normals), gamma_l), table.name)
+    outliers = _take_anomalies(anomalous, labeled_outlier_count(len(normals), gamma_l), table.name)
     return RunData(
         train=table.samples[np.concatenate([normals, outliers])],
         y=_semi_labels(len(normals), len(outliers)),
@@ -110,12 +117,12 @@ def natural_run(
             f" least {MIN_NORMALS}"
         )
     others = random.permutation(np.flatnonzero(labels != normal))
-    hidden = _take(others, pollution_count(len(own), gamma_p), "pollution")
+    hidden = _take_anomalies(others, pollution_count(len(own), gamma_p), "pollution")
     left = others[len(hidden) :]
     pool = left[np.isin(labels[left], list(outlier_classes))]
     count = len(own) + len(hidden)
     named = f"classes {', '.join(map(str, outlier_classes))}"
-    outliers = _take(pool, labeled_outlier_count(count, gamma_l), named)
+    outliers = _take_anomalies(pool, labeled_outlier_count(count, gamma_l), named)
     return RunData(
         train=images.train[np.concatenate([own, hidden, outliers])],
         y=_semi_labels(count, len(outliers)),
@@ -138,15 +145,6 @@ def _split(truth: npt.NDArray[np.int8], random: np.random.Generator) -> tuple[In
 
 def _semi_labels(unlabeled: int, outliers: int) -> npt.NDArray[np.int8]:
     return np.repeat(np.array([1, -1], np.int8), [unlabeled, outliers])
-
-
-def _take(pool: Indices, count: int, what: str) -> Indices:
-    if count > len(pool):
-        raise CaseError(
-            f"{what}: {count} anomalous training samples are needed, found {len(pool)}; lower"
-            " gamma_l or gamma_p"
-        )
-    return pool[:count]
 
 
 def _check_share(name: str, value: float) -> None:

@@ -250,6 +250,23 @@ def test_an_epoch_depends_on_seed_member_and_number_only(
     assert rows(3) != rows(3, member=1)
 
 
+@pytest.mark.parametrize("beside", [0, 4])
+@pytest.mark.parametrize(("normals", "size"), [(60, 16), (60, 200), (61, 24), (60, 71), (60, 8)])
+def test_batches_have_the_sizes_that_they_say(
+    vector_store: MakeStore,
+    vector_config: Callable[..., TrainConfig],
+    normals: int,
+    size: int,
+    beside: int,
+) -> None:
+    config = vector_config(data={"batch_size": size, "outliers_per_batch": beside})
+    store = vector_store(normals=normals)
+    batches = batches_of(store, config)
+    assert [len(batch["y"]) for batch in batches] == batches.sizes
+    assert len(batches) == len(batches.sizes)
+    assert min(batches.sizes) > 1
+
+
 def test_x_tilde_is_drawn_by_seed_member_and_epoch(
     vector_store: MakeStore, vector_config: Callable[..., TrainConfig]
 ) -> None:

@@ -11,7 +11,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from esad_med import ESADDetector
 from esad_med.base.errors import ConfigError
-from esad_med.method.estimator import default_hidden
+from esad_med.method.networks import default_hidden
 
 
 def quick(**changes: object) -> ESADDetector:

@@ -71,6 +71,17 @@ def test_problems_of_different_sizes_train_side_by_side(vector_config: MakeConfi
         assert found.contract.training.normals == (own.y > 0).sum()
 
 
+@pytest.mark.parametrize("normals", [25, 47, 85])
+def test_tables_smaller_than_a_batch_are_held_out_in_unequal_parts(
+    vector_config: MakeConfig, normals: int
+) -> None:
+    config = vector_config(members=10, epochs=1, data={"batch_size": 128, "validation": 0.1})
+    data = table(normals, 3)
+    sizes = {len(fold.normals) for fold in fitting._pose(data, config).folds}
+    assert len(sizes) > 1  # so the members' batches differ
+    assert np.isfinite(fit_detector(data, config).score(data.samples).score).all()
+
+
 def test_one_that_diverges_leaves_the_others_as_they_are(vector_config: MakeConfig) -> None:
     wild = vector_config(optimizer={"name": "sgd", "lr": 1e30, "clip": None}, seed=1)
     calm = vector_config(seed=2)

@@ -181,7 +181,7 @@ def test_a_single_pair_is_no_comparison():
         ([], "γ and ν of OC-SVM and SSAD are fixed"),
         (["unfair_selection=true"], "UNFAIR"),
         (["leaking=true"], "LEAKING"),
-        (["epochs=7", "members=2"], "7 epochs for every method"),
+        (["epochs=7", "members=2"], "Epochs of every method: 7"),
         (["baselines.kernel_rows=992"], "trained on 992 rows, drawn at random, of cardio"),
         (["esad.loss.lambda1=2"], "Settings changed for esad"),
     ],
