@@ -140,6 +140,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+_STEPS = ("least_steps", "most_steps")
+
+
 class TrainConfig(Spec):
     """Everything a training depends on besides its data."""
 
@@ -155,7 +158,7 @@ class TrainConfig(Spec):
     augment: AugmentSpec = AugmentSpec()
     optimizer: OptimizerConfig = OptimizerConfig()
     fusion: FusionConfig = FusionConfig()
-    epochs: int = Field(60, ge=1, description="Passes over the normals.")
+    epochs: int = Field(60, ge=1, description="Passes over the normals; where given, exactly so.")
     least_steps: int = Field(
         0, ge=0, description="More epochs where these would take fewer steps: for few normals."
     )
@@ -208,6 +211,8 @@ class TrainConfig(Spec):
         name, kind = values.get("preset", "recommended"), values.get("kind", "image")
         known = isinstance(name, str) and isinstance(kind, str)
         start = PRESETS.get(name, {}).get(kind, {}) if known else {}
+        if "epochs" in values:  # the user's epochs are not to be stretched or cut by the preset
+            start = {key: value for key, value in start.items() if key not in _STEPS}
         return _merge(start, values)
 
 

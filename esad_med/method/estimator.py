@@ -122,7 +122,7 @@ class ESADDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc] # sklearn
         if self.members is not None:
             values["members"] = self.members
         if self.epochs is not None:
-            values |= {"epochs": self.epochs, "least_steps": 0}
+            values["epochs"] = self.epochs
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         values |= {"preset": self.preset, "kind": "vector", "device": self.device, "seed": seed}
         return build_spec(TrainConfig, values, source="ESADDetector")

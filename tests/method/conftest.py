@@ -76,7 +76,6 @@ def vector_config() -> Callable[..., TrainConfig]:
             "kind": "vector",
             "members": 2,
             "epochs": 4,
-            "least_steps": 0,
             "network": {"hidden": [8, 4]},
             "data": {"batch_size": 16, "outliers_per_batch": 4},
         }

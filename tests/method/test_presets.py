@@ -28,6 +28,15 @@ def test_the_users_keys_win_over_the_presets() -> None:
     assert (config.optimizer.name, config.epochs) == ("sgd", 200)
 
 
+def test_the_users_epochs_are_not_stretched_by_the_preset() -> None:
+    own = load_config(TrainConfig, overrides=["kind=vector"])
+    assert [own.planned_epochs(n) for n in (2, 1000)] == [200, 3]
+    given = load_config(TrainConfig, overrides=["kind=vector", "epochs=7"])
+    assert [given.planned_epochs(n) for n in (2, 1000)] == [7, 7]
+    both = load_config(TrainConfig, overrides=["kind=vector", "epochs=7", "least_steps=100"])
+    assert both.planned_epochs(2) == 50
+
+
 @pytest.mark.parametrize("preset", ["paper", "recommended"])
 def test_config_to_yaml_to_config(tmp_path: Path, preset: str) -> None:
     config = load_config(TrainConfig, overrides=[f"preset={preset}", "data.labeled_count=20"])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.natural import LabeledImages
-from data_prep.odds import Table
+from data_prep.odds import TABLE_7, Table
 from esad_med.base.config import load_config
 from esad_med.base.errors import ConfigError, ModelError
 from esad_med.cli.benchmark import parse_seeds
@@ -20,7 +20,7 @@ from pipelines.paper import data, methods
 from pipelines.paper.data import as_input, read_run
 from pipelines.paper.estimates import estimate, guess_seconds
 from pipelines.paper.grids import plan_runs, rows, select_runs
-from pipelines.paper.methods import esad_config, make_chunks, run_chunk
+from pipelines.paper.methods import baseline_settings, esad_config, make_chunks, run_chunk
 from pipelines.paper.protocols import RunData
 from pipelines.paper.runs import FailedRun, Result, Run
 from pipelines.paper.settings import METHODS, NEEDS_LABELS, UNSUPERVISED, BenchmarkConfig
@@ -435,11 +435,21 @@ def test_settings_of_esad_are_the_presets_then_the_users_then_the_variants():
     run = Run("odds", "arrhythmia", "esad-paper", 5, 0.01, k_l=1)
     own = esad_config(run, config)
     assert (own.preset, own.kind, own.seed, own.epochs) == ("paper", "vector", 5, 7)
-    assert network_spec((274,), own, source=run.key).hidden == (128, 64, 32)
+    ours = esad_config(Run("odds", "arrhythmia", "esad-recommended", 5), config)
+    assert ours.planned_epochs(2) == ours.planned_epochs(10_000) == 7
     assert (own.loss.lambda2, own.optimizer.lr, own.optimizer.name) == (9, 0.5, "sgd")
     varied = Run("odds", "satellite", "esad-recommended", 5, settings=("loss.lambda2=0",))
     assert esad_config(varied, config).loss.lambda2 == 0
-    assert esad_config(varied, config).network.hidden == (32, 16, 8)
+
+
+def test_every_table_has_the_layers_that_the_paper_gives_it():
+    wide, narrow = {"arrhythmia": (128, 64, 32)}, {"thyroid": (32, 16, 4)}
+    for name, facts in TABLE_7.items():
+        layers = {**wide, **narrow}.get(name, (32, 16, 8))
+        run, config = Run("odds", name, "esad-paper", 0), config_of("odds")
+        own = network_spec((facts.columns,), esad_config(run, config), source=name)
+        assert own.hidden == layers
+        assert baseline_settings(run, config).hidden == layers
 
 
 def test_every_method_has_settings_for_every_suite():
