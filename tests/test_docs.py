@@ -153,7 +153,10 @@ def leaves(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
             yield before + key, value
 
 
-@pytest.mark.parametrize(("kind", "heading"), [("image", "pictures"), ("vector", "vectors")])
+@pytest.mark.parametrize(
+    ("kind", "heading"),
+    [("image", "pictures"), ("upright", "upright pictures"), ("vector", "vectors")],
+)
 def test_the_preset_tables_are_what_the_presets_say(kind: str, heading: str) -> None:
     row = re.compile(r"^\| `([a-z_0-9.]+)` \| ([^|]+) \| ([^|]+) \|", re.MULTILINE)
     section = PAGES["docs/method.md"].split(f"### Presets for {heading}\n")[1].split("\n## ")[0]

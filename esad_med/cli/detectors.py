@@ -34,7 +34,7 @@ def train(
     samples = SampleStore(store)
     flags = overrides(
         settings,
-        kind="image" if samples.samples.ndim == 4 else "vector",
+        kind=None if samples.samples.ndim == 4 else "vector",
         preset=preset,
         network__width=width,
         epochs=epochs,

@@ -22,16 +22,18 @@ from esad_med.method.transforms import (
     normal_like,
     random_views,
     shift,
+    turn,
     wrong_target,
 )
 
 
 class Batch(TypedDict):
-    """Stored samples (b, ...), their semi-labels (b,) and rows (b,)."""
+    """Stored samples (b, ...), semi-labels (b,), rows (b,), and which are to be turned (b,)."""
 
     samples: Tensor
     y: Tensor
     rows: Tensor
+    turned: Tensor
 
 
 class TrainingBatches:
@@ -59,7 +61,9 @@ class TrainingBatches:
         self.config = config
         self.transform = transform
         self.member = member
-        self.balanced = config.data.outliers_per_batch > 0 and len(fold.outliers) > 0
+        self.beside = config.data.outliers_per_batch if len(fold.outliers) else 0
+        self.turned = config.data.turned_per_batch if samples.ndim == 4 else 0
+        self.balanced = self.beside + self.turned > 0
         self.generator = torch.Generator(device)
         self._fixed: tuple[Tensor, Tensor] | None = None
         self.start_epoch(1)
@@ -75,7 +79,7 @@ class TrainingBatches:
         size = self.config.data.batch_size
         normals, outliers = len(self.fold.normals), len(self.fold.outliers)
         if self.balanced:
-            beside = self.config.data.outliers_per_batch
+            beside = self.beside + self.turned
             return [min(normals, size) + beside] * max(1, -(-normals // size))
         count = normals + outliers
         sizes = [min(size, count - start) for start in range(0, count, size)]
@@ -88,12 +92,13 @@ class TrainingBatches:
         # A generator on purpose: ignite asks for the iterator before the epoch has started.
         rng = np.random.default_rng(derive_seed(self.config.seed, self.member, self.epoch, 1))
         for normals, outliers in self._balanced(rng) if self.balanced else self._mixed(rng):
-            rows = np.concatenate([normals, outliers])
-            y = np.concatenate([np.ones(len(normals)), -np.ones(len(outliers))])
+            turned = rng.choice(normals, self.turned) if self.turned else normals[:0]
+            rows = np.concatenate([normals, outliers, turned])
             yield Batch(
                 samples=as_batch(self.samples, rows),
-                y=torch.from_numpy(y.astype(np.float32)),
+                y=torch.where(torch.arange(len(rows)) < len(normals), 1.0, -1.0),
                 rows=torch.from_numpy(rows),
+                turned=torch.arange(len(rows)) >= len(rows) - len(turned),
             )
 
     def prepare_batch(
@@ -108,6 +113,8 @@ class TrainingBatches:
         y = batch["y"].to(device, non_blocking=non_blocking)
         x = shift(random_views(x, config.augment, generator), config.augment.shift, generator)
         x = jitter(x, config.augment, generator)
+        if self.turned:
+            x[batch["turned"]] = turn(x[batch["turned"]], generator)
         outlier = y < 0
         target = x
         if bool((batch["y"] < 0).any()):
@@ -149,12 +156,13 @@ class TrainingBatches:
 
     def _balanced(self, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices]]:
         """Each normal once per epoch, the last batch filled up; outliers with replacement."""
-        size, beside = self.config.data.batch_size, self.config.data.outliers_per_batch
+        size = self.config.data.batch_size
         order = rng.permutation(self.fold.normals)
         if len(order) > size:
             order = np.concatenate([order, order[: -len(order) % size]])
         for start in range(0, len(order), size):
-            yield order[start : start + size], rng.choice(self.fold.outliers, beside)
+            chosen = order[start : start + size]
+            yield chosen, rng.choice(self.fold.outliers, self.beside) if self.beside else chosen[:0]
 
     def _mixed(self, rng: np.random.Generator) -> Iterator[tuple[Indices, Indices]]:
         """Normals and outliers shuffled together, each once; no last batch of a single sample."""

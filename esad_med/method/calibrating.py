@@ -20,16 +20,19 @@ from esad_med.method.fusion import (
     learn_norm_weight,
 )
 from esad_med.method.member import (
+    SCORING_BATCH,
     HeldOutTerms,
     MemberData,
+    copy_weights,
     held_out_terms,
     load_weights,
     residual_quantiles,
 )
 from esad_med.method.networks import NetworkSpec
-from esad_med.method.transforms import InputTransform
+from esad_med.method.transforms import InputTransform, as_batch
 
 _QUANTILES = 1001
+_DISTANCE_ROWS = 4000  # normals: 64,000 positions of 64-pixel tiles
 _UNIT = {"reconstruction_weight": 0.0, "norm_weight": 0.0}
 
 
@@ -98,6 +101,22 @@ def calibrate(
         outliers=len(marked),
         residual_limits=tuple(np.mean(limits, axis=0).tolist()) if limits else None,
     )
+
+
+def fit_distance(
+    data: MemberData, weights: dict[str, Tensor], spec: NetworkSpec, device: torch.device
+) -> dict[str, Tensor]:
+    """The weights of a member with its `LatentWhitening` fitted to normals it was trained on."""
+    network = load_weights(spec, weights, device).eval()
+    assert network.scored is not None
+    rows, latents = data.fold.normals, []
+    rows = rows[:: max(1, len(rows) // _DISTANCE_ROWS)]
+    with torch.inference_mode():
+        for start in range(0, len(rows), SCORING_BATCH):
+            x = data.transform(as_batch(data.samples, rows[start : start + SCORING_BATCH]))
+            latents.append(network.scored.choose(network(x.to(device))).cpu())
+    network.scored.fit(torch.cat(latents))
+    return copy_weights(network)
 
 
 def _statistics(normals: list[HeldOutTerms], config: TrainConfig) -> tuple[TermStatistics, ...]:

@@ -374,7 +374,7 @@ class Detector:
 
 
 def network_terms(
-    network: torch.nn.Module,
+    network: Network,
     x: Tensor,
     *,
     spec: Any,
@@ -396,7 +396,8 @@ def network_terms(
         turned = view(x, index).contiguous(memory_format=torch.channels_last) if index else x
         output = upright if upright is not None and not index else network(turned)
         first.append(reconstruction_error(output.x_hat, turned, reduction=spec.reduction))
-        second.append(latent_norm(output.z_hat, norm=spec.norm, pool=spec.pool))
+        scored = network.scored(output) if network.scored else output.z_hat
+        second.append(latent_norm(scored, norm=spec.norm, pool=spec.pool))
     return torch.stack(first).mean(0), torch.stack(second).mean(0)
 
 

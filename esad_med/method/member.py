@@ -35,7 +35,7 @@ from esad_med.method.whitening import fit_whitening
 
 _engine_logger = logging.getLogger(f"{__name__}.engine")
 _engine_logger.setLevel(logging.CRITICAL + 1)  # ignite logs every exception that we raise anyway
-_SCORING_BATCH = 256
+SCORING_BATCH = 256
 _WHITENED_PIXELS = 500 * 64 * 64
 
 Row = dict[str, float]
@@ -134,7 +134,7 @@ class Member:
         """The weights that the settings choose: averaged or raw, of the last or the best epoch."""
         if self.config.select == "best" and self.best["weights"]:
             return dict(self.best["weights"])
-        return _copy(self._judged())
+        return copy_weights(self._judged())
 
     def resume(self) -> bool:
         """Take up the last checkpoint, if there is one."""
@@ -253,7 +253,7 @@ class Member:
         value = -row["validation_score"] if math.isnan(auc) else auc
         if value > self.best["value"]:
             keep = self.config.select == "best"
-            weights = _copy(self._judged()) if keep else {}
+            weights = copy_weights(self._judged()) if keep else {}
             self.best = {"value": value, "epoch": int(row["epoch"]), "weights": weights}
         patience = self.config.patience
         self.finished = patience is not None and row["epoch"] - self.best["epoch"] >= patience
@@ -271,7 +271,7 @@ class Member:
             "finished": self.finished,
         }
 
-    def _judged(self) -> nn.Module:
+    def _judged(self) -> Network:
         return self.average.network or self.network
 
     def _diverged(self, epoch: int, what: str) -> ModelError:
@@ -320,7 +320,7 @@ class AutocastInferer(SimpleInferer):  # type: ignore[misc] # MONAI is untyped
 
 
 def held_out_terms(
-    network: nn.Module, data: MemberData, rows: Indices, config: TrainConfig, *, views: int
+    network: Network, data: MemberData, rows: Indices, config: TrainConfig, *, views: int
 ) -> HeldOutTerms:
     """Both terms of Eq. 17 for rows of the store by one network, in evaluation mode, float32."""
     device = next(network.parameters()).device
@@ -328,8 +328,8 @@ def held_out_terms(
     network.eval()
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(rows), _SCORING_BATCH):
-            samples = as_batch(data.samples, rows[start : start + _SCORING_BATCH])
+        for start in range(0, len(rows), SCORING_BATCH):
+            samples = as_batch(data.samples, rows[start : start + SCORING_BATCH])
             x = data.transform(samples.to(device))
             terms = network_terms(network, x, spec=config.loss, views=views)
             parts.append(torch.stack(terms).double().cpu().numpy())
@@ -338,18 +338,18 @@ def held_out_terms(
     return HeldOutTerms(joined[0], joined[1])
 
 
-def residual_quantiles(network: nn.Module, data: MemberData, rows: Indices) -> tuple[float, float]:
+def residual_quantiles(network: Network, data: MemberData, rows: Indices) -> tuple[float, float]:
     """Median and 99th percentile of the residual maps' pixels on some pictures of the store."""
     device = next(network.parameters()).device
     network.eval()
     with torch.inference_mode():
-        x = data.transform(as_batch(data.samples, rows[:_SCORING_BATCH]).to(device))
+        x = data.transform(as_batch(data.samples, rows[:SCORING_BATCH]).to(device))
         pixels = residual_map(network(x).x_hat, x).cpu().numpy()
     median, high = np.quantile(pixels, (0.5, 0.99))
     return float(median), float(high)
 
 
-def _copy(network: nn.Module) -> dict[str, Tensor]:
+def copy_weights(network: nn.Module) -> dict[str, Tensor]:
     """The weights on the CPU, in the plain memory layout that safetensors wants."""
     form = torch.contiguous_format
     return {k: v.detach().cpu().clone(memory_format=form) for k, v in network.state_dict().items()}

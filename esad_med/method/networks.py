@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from esad_med.base.config import Spec
-from esad_med.method.whitening import Whitening
+from esad_med.method.whitening import LatentWhitening, Whitening
 
 STEP = 16  # four poolings: a picture's sides must be multiples of 16
 _ENCODER_CHANNELS = (64, 128, 256, 512, 512)
@@ -18,6 +18,7 @@ _DECODER_CHANNELS = (256, 128, 64, 64)
 Normalization = Literal["batch", "none"]
 Activation = Literal["relu", "linear"]
 Pooling = Literal["max", "mean"]
+Distance = Literal["none", "z", "z_hat"]
 
 
 class EsadOutput(NamedTuple):
@@ -47,6 +48,7 @@ class ImageNetworkSpec(Spec):
     pooling: Pooling = Field("max", description="Of 2x2 pixels between the encoders' blocks.")
     whiten: bool = Field(False, description="Decorrelate the colors that the encoders see (ours).")
     second_encoder: bool = Field(True, description="Without it z_hat is z (Table 5).")
+    distance: Distance = Field("none", description="Latent whose whitened norm is scored (ours).")
 
 
 class VectorNetworkSpec(Spec):
@@ -59,6 +61,7 @@ class VectorNetworkSpec(Spec):
     latent_activation: Activation = "linear"
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the latent layer.")
     second_encoder: bool = Field(True, description="Without it z_hat is z (Table 5).")
+    distance: Distance = Field("none", description="Latent whose whitened norm is scored (ours).")
 
 
 NetworkSpec = ImageNetworkSpec | VectorNetworkSpec
@@ -98,6 +101,10 @@ class Layer(nn.Module):
         elif isinstance(self.norm, nn.BatchNorm1d) and isinstance(self.weight, nn.Linear):
             self.weight = fuse_linear_bn_eval(self.weight, self.norm)
             self.norm = nn.Identity()
+
+
+def _scored(spec: "NetworkSpec", channels: int) -> LatentWhitening | None:
+    return None if spec.distance == "none" else LatentWhitening(channels, of=spec.distance)
 
 
 def _conv(inputs: int, outputs: int, normalization: Normalization, last: Activation) -> Layer:
@@ -180,6 +187,7 @@ class ImageNetwork(nn.Module):
         self.encoder1 = ImageEncoder(spec)
         self.decoder = ImageDecoder(spec)
         self.encoder2 = ImageEncoder(spec) if spec.second_encoder else None
+        self.scored = _scored(spec, _scaled(_ENCODER_CHANNELS, spec.width)[-1])
 
     def forward(self, x: Tensor) -> EsadOutput:
         """Take x (n, c, h, w) in [-1, 1], its sides multiples of 16."""
@@ -218,6 +226,7 @@ class VectorNetwork(nn.Module):
         hidden = _mlp(up, spec, "relu") if len(up) > 1 else []
         self.decoder = nn.Sequential(*hidden, nn.Linear(up[-1], spec.features))
         self.encoder2 = _vector_encoder(spec) if spec.second_encoder else None
+        self.scored = _scored(spec, spec.hidden[-1])
 
     def forward(self, x: Tensor) -> EsadOutput:
         """Take x (n, features)."""

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esad_med.method.config import OptimizerConfig
+from esad_med.method.networks import Network
 
 
 def make_optimizer(
@@ -77,7 +78,7 @@ class WeightAverage:
         network: a copy of the network that holds the mean, None when it is off (decay 0).
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: Network, decay: float) -> None:
         self.decay = decay
         self.steps = 0
         self.network = copy.deepcopy(network).eval() if decay else None

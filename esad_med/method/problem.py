@@ -13,13 +13,14 @@ from torch import Tensor
 
 from esad_med.base.errors import ConfigError, StoreError
 from esad_med.base.runs import versions
-from esad_med.method.calibrating import calibrate
+from esad_med.method.calibrating import calibrate, fit_distance
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import Contract, InputContract, Training
 from esad_med.method.datasets import TrainingSet
 from esad_med.method.detector import Detector
 from esad_med.method.devices import computes_bfloat16
 from esad_med.method.folds import Fold, held_out_by, split_folds
+from esad_med.method.member import MemberData
 from esad_med.method.networks import (
     ImageNetworkSpec,
     NetworkSpec,
@@ -119,6 +120,13 @@ def assemble_detector(
     """Calibrate the trained members on what they held out, and put the detector together."""
     config, chosen = problem.config, problem.chosen
     views = config.test_time_augmentation if problem.input.is_image else 1
+    if problem.network.distance != "none":
+        weights = [
+            fit_distance(
+                MemberData(problem.samples, fold, problem.transform), own, problem.network, device
+            )
+            for fold, own in zip(problem.folds, weights, strict=True)
+        ]
     fusion, calibration = calibrate(
         problem.samples,
         problem.folds,
@@ -170,13 +178,13 @@ def network_spec(shape: tuple[int, ...], config: TrainConfig, *, source: str) ->
     """
     if len(shape) not in (1, 3):
         raise StoreError(f"{source}: samples of shape {list(shape)}, expected (h, w, c) or (d,)")
-    kind, net = "image" if len(shape) == 3 else "vector", config.network
-    if config.kind != kind:
+    kinds, net = ("image", "upright") if len(shape) == 3 else ("vector",), config.network
+    if config.kind not in kinds:
         raise ConfigError(
-            f"{source}: samples of shape {list(shape)} need kind={kind}, the settings say"
-            f" kind={config.kind}; set kind={kind}"
+            f"{source}: samples of shape {list(shape)} need kind={' or '.join(kinds)}, the settings"
+            f" say kind={config.kind}; set kind={kinds[0]}"
         )
-    if kind == "image":
+    if len(shape) == 3:
         return ImageNetworkSpec(
             channels=shape[2],
             width=net.width,
@@ -187,6 +195,7 @@ def network_spec(shape: tuple[int, ...], config: TrainConfig, *, source: str) ->
             pooling=net.pooling,
             whiten=net.whiten,
             second_encoder=net.second_encoder,
+            distance=net.distance,
         )
     return VectorNetworkSpec(
         features=shape[0],
@@ -195,6 +204,7 @@ def network_spec(shape: tuple[int, ...], config: TrainConfig, *, source: str) ->
         latent_activation=net.latent_activation or "linear",
         dropout=net.dropout,
         second_encoder=net.second_encoder,
+        distance=net.distance,
     )
 
 

@@ -172,11 +172,12 @@ def wrong_target(x: Tensor, spec: WrongTargetSpec, generator: torch.Generator) -
         generator: where the draws come from, on the device of x.
     """
     if spec.permute:
-        x = _turn(x, generator) if x.ndim == 4 else x.gather(1, draw_permutation(x, generator))
+        x = turn(x, generator) if x.ndim == 4 else x.gather(1, draw_permutation(x, generator))
     return x + spec.noise * normal_like(x, generator) if spec.noise else x
 
 
-def _turn(x: Tensor, generator: torch.Generator) -> Tensor:
+def turn(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each picture (n, c, h, w) by 90, 180 or 270 degrees; by 180 where they are not square."""
     if x.shape[-1] != x.shape[-2]:
         return torch.rot90(x, 2, (-2, -1))
     draw = torch.randint(1, 4, (len(x),), generator=generator, device=x.device)

@@ -140,7 +140,7 @@ def esad_config(run: Run, config: BenchmarkConfig) -> TrainConfig:
     """
     own: dict[str, object] = {
         "preset": run.method.removeprefix("esad-"),
-        "kind": "vector" if is_vector(run) else "image",
+        "kind": "vector" if is_vector(run) else "upright",
         "network.width": config.width,
         "epochs": config.epochs,
         "members": config.members,

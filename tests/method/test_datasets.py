@@ -222,6 +222,36 @@ def test_balanced_batches_hold_a_fixed_number_of_outliers(
     assert len(normals) == 48  # the last batch is filled up
 
 
+@pytest.mark.parametrize("outliers", [0, 10])
+def test_turned_normals_are_outliers_of_upright_pictures(
+    image_store: SampleStore, outliers: int
+) -> None:
+    values = {
+        "kind": "upright",
+        "data": {"batch_size": 16, "outliers_per_batch": 4, "turned_per_batch": 6},
+        "augment": {"noise": 0},
+    }
+    fold = Fold(np.arange(40), np.arange(48, 48 + outliers), np.arange(40, 48), np.arange(0))
+    batches = TrainingBatches(
+        image_store.samples,
+        fold,
+        TrainConfig.model_validate(values),
+        transform=InputTransform(value_range=image_store.value_range, image=True),
+        device=torch.device("cpu"),
+        member=0,
+    )
+    beside = 4 if outliers else 0
+    assert batches.sizes == [16 + beside + 6] * 3
+    for batch in batches:
+        x, target = batches.prepare_batch(batch, torch.device("cpu"))
+        stored = batches.transform(batch["samples"])
+        assert target.y.tolist() == [1] * 16 + [-1] * (beside + 6)
+        assert torch.equal(x[:-6], stored[:-6])
+        for own, turned in zip(stored[-6:], x[-6:], strict=True):
+            assert any(torch.equal(torch.rot90(own, k, (1, 2)), turned) for k in (1, 2, 3))
+        assert set(batch["rows"][-6:].tolist()) <= set(batch["rows"][:16].tolist())
+
+
 def test_unbalanced_batches_draw_each_sample_once(
     vector_store: MakeStore, vector_config: Callable[..., TrainConfig]
 ) -> None:

@@ -1,18 +1,27 @@
-"""Whitening: decorrelated channels, the same before and after saving, off where it is not asked."""
+"""Whitening of colors and of the scored latent: fitted to training normals, off unless asked."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from sklearn.covariance import LedoitWolf
 
 from esad_med.base.store import SampleStore
 from esad_med.method.config import TrainConfig
 from esad_med.method.datasets import choose_training_set
+from esad_med.method.detector import Detector
 from esad_med.method.folds import Fold, split_folds
 from esad_med.method.member import Member, MemberData
 from esad_med.method.networks import ImageNetwork, ImageNetworkSpec, build_network
 from esad_med.method.problem import network_spec
+from esad_med.method.trainer import train
 from esad_med.method.transforms import InputTransform
-from esad_med.method.whitening import SCALE, Whitening, fit_whitening
+from esad_med.method.whitening import SCALE, LatentWhitening, Whitening, fit_whitening
+
+MakeStore = Callable[..., SampleStore]
+WHITENING = ("mean", "matrix")
 
 
 def stained(count: int = 20) -> torch.Tensor:
@@ -73,3 +82,66 @@ def test_a_member_fits_it_to_its_own_training_normals(
     for fold in split_folds(chosen, image_store.rows, count=2, validation=0.2, seed=0):
         found, expected = fitted(fold)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_scored_latent_has_the_distance_of_mahalanobis() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(500, 4) @ torch.randn(4, 4) + 3
+    module = LatentWhitening(4, of="z")
+    module.fit(z)
+    found = torch.linalg.vector_norm(module((z, z, 0 * z)), dim=1).square()
+    expected = LedoitWolf().fit(z.numpy()).mahalanobis(z.numpy())
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_a_map_is_whitened_position_by_position() -> None:
+    torch.manual_seed(0)
+    z_hat = torch.randn(50, 4, 2, 3)
+    module = LatentWhitening(4, of="z_hat")
+    module.fit(z_hat)
+    out = module((z_hat + 1, z_hat, z_hat))
+    assert out.shape == z_hat.shape
+    torch.testing.assert_close(out[:, :, 1, 2], module((z_hat,) * 3)[:, :, 1, 2])
+    one = z_hat[:, :, 1, 2]
+    torch.testing.assert_close(out[:, :, 1, 2], module((one, one, one)))
+
+
+def test_until_it_is_fitted_the_latent_is_as_it_is() -> None:
+    z, z_hat = torch.randn(2, 3, 4)
+    assert torch.equal(LatentWhitening(4, of="z_hat")((z, z, z_hat)), z_hat)
+
+
+def test_latents_that_never_vary_give_finite_distances() -> None:
+    module = LatentWhitening(3, of="z")
+    module.fit(torch.ones(20, 3))
+    assert module((torch.ones(2, 3) + 1e-3,) * 3).isfinite().all()
+
+
+@pytest.mark.parametrize("distance", ["z", "z_hat"])
+@pytest.mark.parametrize("kind", ["upright", "vector"])
+def test_a_detector_scores_the_distance_from_the_normals_it_was_trained_on(
+    image_store: SampleStore, vector_store: MakeStore, tmp_path: Path, kind: str, distance: str
+) -> None:
+    store = image_store if kind == "upright" else vector_store()
+    values = {
+        "kind": kind,
+        "network": {"width": 1 / 16, "distance": distance},
+        "epochs": 1,
+        "members": 1,
+        "precision": "float32",
+    }
+    detector = train(store, TrainConfig.model_validate(values), tmp_path / "detector")
+    z, z_hat = detector.latents(store.samples)
+    found = detector.terms(store.samples).norm[0]
+    chosen = z if distance == "z" else z_hat
+    mean, matrix = (detector.weights[f"member0.scored.{name}"].numpy() for name in WHITENING)
+    rows = chosen.reshape(len(chosen), len(mean), -1)  # (n, c, positions)
+    whitened = np.einsum("ij,njp->nip", matrix, rows - mean[:, None])
+    np.testing.assert_allclose(found, np.sqrt((whitened**2).sum((1, 2))), rtol=1e-3)
+    normal = store.rows["semi_label"].to_numpy() > 0
+    center = rows[normal].mean((0, 2))  # those held out among them
+    assert np.abs(center - mean).max() < np.abs(center).max()
+    again = Detector.load(tmp_path / "detector")
+    np.testing.assert_array_equal(
+        again.score(store.samples).score, detector.score(store.samples)[0]
+    )
