@@ -26,6 +26,7 @@ def load_config(
     overrides: Iterable[str] = (),
     *,
     start: S | None = None,
+    source: str = "settings",
 ) -> S:
     """Build a config from its defaults, a YAML file, then ``a.b=value`` overrides, in this order.
 
@@ -34,6 +35,7 @@ def load_config(
         path: a YAML mapping of differences from the defaults, or None.
         overrides: strings as given to ``--set``; the value is read as YAML (``tiles.mpp=0.5``).
         start: what to begin with instead of the defaults.
+        source: what errors call the overrides.
 
     Raises:
         ConfigError: for a file that cannot be read, an unknown key, a wrong type or value.
@@ -42,7 +44,7 @@ def load_config(
     _merge(values, _read_yaml(path) if path else {})
     for override in overrides:
         _apply_override(values, override)
-    given = [str(path)] * (path is not None) + ["settings"] * bool(overrides or path is None)
+    given = [str(path)] * (path is not None) + [source] * bool(overrides or path is None)
     return build_spec(kind, values, source=" and ".join(given))
 
 

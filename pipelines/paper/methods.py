@@ -147,7 +147,8 @@ def esad_config(run: Run, config: BenchmarkConfig) -> TrainConfig:
     }
     given = [f"{key}={json.dumps(value)}" for key, value in own.items() if value is not None]
     user = [f"{key}={json.dumps(value)}" for key, value in _flat(config.esad)]
-    return load_config(TrainConfig, None, [*given, *user, *run.settings, f"seed={run.seed}"])
+    every = [*given, *user, *run.settings, f"seed={run.seed}"]
+    return load_config(TrainConfig, None, every, source="esad")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

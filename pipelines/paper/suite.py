@@ -52,7 +52,8 @@ class Plan:
 
     def __str__(self) -> str:
         """Such as "360 runs, 120 done, 240 to do: about 3 h 20 min (from finished runs)"."""
-        done = f"{len(self.runs)} runs, {len(self.runs) - len(self.todo)} done"
+        runs = f"{len(self.runs)} run" + "s" * (len(self.runs) != 1)
+        done = f"{runs}, {len(self.runs) - len(self.todo)} done"
         return f"{done}, {len(self.todo)} to do" + (f": {self.left}" if self.todo else "")
 
     def to_dict(self) -> dict[str, Any]:

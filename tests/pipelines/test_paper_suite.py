@@ -165,7 +165,7 @@ def test_seeds_are_ranges_and_lists():
         (("odds", "--runs", "shuttel"), "fits none of"),
         (("odds", "--set", "data_sets=[cardoi]"), "did you mean 'cardio'?"),
         (("odds", "--set", "gamma_l=[1]"), "1.0 is no share"),
-        (("odds", "--set", "esad.loss.lambda9=1"), "loss.lambda9: unknown key"),
+        (("odds", "--set", "esad.loss.lambda9=1"), "esad: loss.lambda9: unknown key"),
         (("odds", "--set", "baselines.kernal_rows=9"), "did you mean 'kernel_rows'?"),
         (("odds", "--set", "esad.seed=1"), "seed is each run's own"),
         (("odds", "--data", "nowhere"), "nowhere: no such folder"),
