@@ -18,7 +18,7 @@ from esad_med.base.runs import (
 )
 from esad_med.base.store import SampleStore
 from esad_med.method.detector import Detector
-from esad_med.method.scores import slide_score
+from esad_med.method.scores import Scores, slide_score
 from esad_med.outputs.figures import write_histogram, write_roc
 
 _BATCH = 256
@@ -63,8 +63,16 @@ def score_store(
             yield store.samples[chosen[start : start + _BATCH]]
             progress("scoring", min(start + _BATCH, len(chosen)), len(chosen))
 
-    scores = detector.score(batches())
-    table = store.rows.iloc[chosen].reset_index(drop=True)
+    return write_scores(out, store.rows.iloc[chosen], detector, detector.score(batches()))
+
+
+def write_scores(out: Path, rows: pd.DataFrame, detector: Detector, scores: Scores) -> pd.DataFrame:
+    """Write rows of a store with their scores, percentiles and both terms as a CSV, atomically.
+
+    Raises:
+        ConfigError: ``out`` cannot be written.
+    """
+    table = rows.reset_index(drop=True)
     table["score"] = scores.score
     table["percentile"] = detector.percentile(scores.score).round(2)
     table["reconstruction"] = scores.reconstruction

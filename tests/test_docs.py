@@ -136,8 +136,8 @@ def test_configs_load_and_state_only_differences(name: str) -> None:
     kind: type[Spec] = PathologyConfig if path.name == "pathology.yaml" else TrainConfig
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     start = [f"preset={given['preset']}"] if "preset" in given else []
-    if path.name == "natural-cpu.yaml":
-        kind, start = BenchmarkConfig, ["suite=mnist"]
+    if suite := {"natural-cpu.yaml": "mnist", "medical-cpu.yaml": "nih"}.get(path.name):
+        kind, start = BenchmarkConfig, [f"suite={suite}"]
     defaults = dict(leaves(load_config(kind, None, start).model_dump(mode="json")))
     chosen = dict(leaves(load_config(kind, path, start).model_dump(mode="json")))
     for key, value in leaves(given):

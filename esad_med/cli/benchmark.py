@@ -12,7 +12,7 @@ from esad_med.cli.options import ConfigFile, Json, Set, overrides
 
 @app.command("benchmark")
 def benchmark(
-    suite: Annotated[str, typer.Argument(help="odds, mnist, fmnist or cifar10.")],
+    suite: Annotated[str, typer.Argument(help="odds, mnist, fmnist, cifar10, camelyon16 or nih.")],
     out: Annotated[Path, typer.Option(help="Folder for results and tables; goes on with it.")],
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data set; else below $ESAD_DATA.")
@@ -57,7 +57,7 @@ def benchmark(
     from esad_med.cli.progress import ProgressBar
     from pipelines.paper.embedding import choose_run, write_tsne
     from pipelines.paper.settings import BenchmarkConfig
-    from pipelines.paper.suite import data_folder, plan_suite, run_suite
+    from pipelines.paper.suite import plan_suite, run_suite, samples_folder
 
     if tsne and suite == "odds":
         raise typer.BadParameter("is for images, odds holds tables", param_hint="--tsne")
@@ -79,20 +79,23 @@ def benchmark(
     if only_plan:
         finish(plan.to_dict(), [str(plan)], as_json=as_json)
         return
-    folder = data_folder(suite, data)
     say(str(plan))
     with ProgressBar() as progress:
-        summary = run_suite(plan, folder, say=say, progress=progress)
+        summary = run_suite(plan, data, say=say, progress=progress)
     drawn = summary.figures
     if shown:
+        folder = samples_folder(plan, data)
         drawn = [*drawn, *write_tsne(out, shown, chosen, folder, say=say)]
     lines = [*summary.tables.values(), f"results and tables in {out} (results.csv)"]
     if drawn:
         lines.append(f"figures: {', '.join(path.name for path in drawn)}")
     if summary.failures:
         lines.append(f"{len(summary.failures)} runs failed (failures.csv)")
+    if summary.set_aside:
+        lines.append(f"{summary.set_aside} listed pictures set aside (stores/*/failures.csv)")
     facts = {**summary.to_dict(), "figures": [path.name for path in drawn]}
-    finish(facts, lines, as_json=as_json, set_aside=len(summary.failures))
+    set_aside = len(summary.failures) + summary.set_aside
+    finish(facts, lines, as_json=as_json, set_aside=set_aside)
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -72,7 +72,7 @@ def choose_training_set(store: SampleStore, config: DataConfig, *, seed: int) ->
             f"{store.path}: {len(normals)} normal or unlabeled training samples, expected at least"
             f" {MIN_NORMALS}; check the columns 'split' and 'semi_label' of samples.csv"
         )
-    groups, held_out_by = _groups(rows)
+    groups, held_out_by = group_rows(rows)
     validation = np.flatnonzero(np.asarray(rows["split"] == "val"))
     return TrainingSet(normals, outliers, validation, groups, held_out_by)
 
@@ -150,8 +150,15 @@ def _of_classes(
     return pool[np.isin(classes, wanted)]
 
 
-def _groups(rows: pd.DataFrame) -> tuple[npt.NDArray[np.object_], str]:
-    """A key per row: the patient, else the case, else the row itself."""
+def group_rows(rows: pd.DataFrame) -> tuple[npt.NDArray[np.object_], str]:
+    """What may not be torn apart: the patient, else the case, else the row itself.
+
+    Args:
+        rows: of a store, or some of them, with `case_id` and `patient_id`.
+
+    Returns:
+        A key per row, and the weakest kind of key: "patient", "case" or "sample".
+    """
     case, patient = rows["case_id"].to_numpy(object), rows["patient_id"].to_numpy(object)
     of_case = dict(zip(case, patient, strict=True))
     of_case.update((c, p) for c, p in zip(case, patient, strict=True) if p)

@@ -14,7 +14,7 @@ from esad_med.base.errors import CaseError, ModelError
 from esad_med.base.runs import Progress, digest_bytes, no_progress
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import InputContract
-from esad_med.method.datasets import MIN_NORMALS, TrainingSet
+from esad_med.method.datasets import MIN_NORMALS, TrainingSet, group_rows
 from esad_med.method.detector import Detector
 from esad_med.method.devices import choose_device
 from esad_med.method.member import Member, MemberData
@@ -32,11 +32,14 @@ class TrainingData:
         samples: (n, h, w, c) uint8 or (n, d) float32.
         y: semi-label, (n,), +1 normal or unlabeled, -1 labeled outlier.
         modality: what is shown.
+        rows: of a store, (n,), whose patients and cases are held out whole; None holds out
+            samples.
     """
 
     samples: npt.NDArray[Any]
     y: npt.NDArray[Any]
     modality: str = "table"
+    rows: pd.DataFrame | None = None
 
 
 def fit_detector(data: TrainingData, config: TrainConfig) -> Detector:
@@ -155,14 +158,16 @@ def _pose(data: TrainingData, config: TrainConfig) -> Problem:
             f"{len(normals)} normal or unlabeled training samples, expected at least {MIN_NORMALS}"
         )
     is_bytes = samples.dtype == np.uint8
+    by_itself = np.arange(len(samples)).astype(str).astype(object)
+    groups, held_out_by = (by_itself, "sample") if data.rows is None else group_rows(data.rows)
     return pose_problem(
         samples,
         TrainingSet(
             normals=normals,
             outliers=outliers,
             validation=np.empty(0, np.int64),
-            groups=np.arange(len(samples)).astype(str).astype(object),
-            held_out_by="sample",
+            groups=groups,
+            held_out_by=held_out_by,
         ),
         pd.DataFrame(index=range(len(samples))),
         config,

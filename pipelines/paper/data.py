@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from data_prep import natural
 from data_prep.odds import Table, read_odds
-from pipelines.paper.protocols import RunData, natural_run, odds_run
+from esad_med.base.store import SampleStore
+from pipelines.paper.protocols import RunData, natural_run, odds_run, store_run
 from pipelines.paper.runs import Run
+from pipelines.paper.settings import MEDICAL
+from pipelines.paper.stores import describe_store
 
 Floats = npt.NDArray[np.float32]
 
@@ -23,10 +27,19 @@ _READERS = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """The samples of a run, and what they were read from, see `Result`."""
+    """The samples of a run.
+
+    Attributes:
+        data: who trains and who tests.
+        source: what they were read from, see `Result`.
+        train_rows: of a store, in the order of the training samples; else None.
+        test_rows: the same of the test samples.
+    """
 
     data: RunData
     source: str = ""
+    train_rows: pd.DataFrame | None = None
+    test_rows: pd.DataFrame | None = None
 
 
 def is_vector(run: Run) -> bool:
@@ -35,14 +48,25 @@ def is_vector(run: Run) -> bool:
 
 
 def read_run(run: Run, *, folder: Path, leaking: bool) -> Loaded:
-    """Read the data set of a run, once per process, and draw its training and test samples.
+    """Read the data set of a run, and draw its training and test samples.
+
+    Args:
+        run: which.
+        folder: the files of the suite, or its stores.
+        leaking: see `odds_run`.
 
     Raises:
         CaseError: files that are missing or damaged, or too few samples for the protocol.
+        StoreError: a store that is missing or damaged.
     """
     if is_vector(run):
         table = _table(folder, run.data)
         return Loaded(odds_run(table, seed=run.seed, gamma_l=run.gamma_l, leaking=leaking))
+    if run.data in MEDICAL:
+        store = SampleStore(folder / run.data)
+        data, train, test = store_run(store, labeled=run.gamma_l > 0)
+        rows = store.rows
+        return Loaded(data, describe_store(store), rows.iloc[train], rows.iloc[test])
     images = _images(folder, run.suite)
     data = natural_run(
         images,

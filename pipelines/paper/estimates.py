@@ -1,7 +1,7 @@
 """How long the runs that are left will take: from those that are done, else from a short probe."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from time import perf_counter
@@ -15,7 +15,7 @@ from esad_med.baselines.autoencoder import Autoencoder
 from esad_med.baselines.base import BaselineSettings
 from esad_med.baselines.catalog import make_baseline
 from esad_med.method.devices import choose_device
-from esad_med.method.networks import ImageNetworkSpec, NetworkSpec, VectorNetworkSpec, build_network
+from esad_med.method.networks import NetworkSpec, build_network
 from esad_med.method.problem import network_spec
 from pipelines.paper.data import is_vector
 from pipelines.paper.methods import (
@@ -29,8 +29,9 @@ from pipelines.paper.settings import ESAD, BenchmarkConfig
 
 Shape = tuple[int, ...]
 
-#: Normal training samples and the shape of one, (d,) or (h, w, c); Table 7, and the image sets.
-_SAMPLES: dict[str, tuple[int, Shape]] = {
+#: Normal training samples and the shape of one, (d,) or (h, w, c); Table 7, and the image sets,
+#: as published.
+PUBLISHED_SIZES: dict[str, tuple[int, Shape]] = {
     **{
         name: (int(0.6 * (facts.rows - facts.outliers)), (facts.columns,))
         for name, facts in TABLE_7.items()
@@ -38,6 +39,10 @@ _SAMPLES: dict[str, tuple[int, Shape]] = {
     "mnist": (6000, (28, 28, 1)),
     "fmnist": (6000, (28, 28, 1)),
     "cifar10": (5000, (32, 32, 3)),
+    "camelyon16": (7612, (64, 64, 3)),
+    "nih-subset": (5110, (64, 64, 1)),
+    "nih-pa": (34_497, (64, 64, 1)),
+    "nih-ap": (16_003, (64, 64, 1)),
 }
 _TEST_IMAGES = 10_000
 #: Time of a sample and epoch, against an autoencoder's of the same network.
@@ -53,6 +58,7 @@ _AGAINST_AUTOENCODER = {
 #: take longer than these, though networks train together.
 _WHOLE_STEP = 2
 _PROBE_ROWS = 500
+_SIDE = 16  # images are padded to multiples of it
 _FEW = 4  # images that a probe takes: enough to tell, at full width too
 
 
@@ -118,25 +124,34 @@ def estimate(
     return Estimate((measured + guessed) / jobs, len(known), len(unknown))
 
 
-def guess_seconds(runs: Sequence[Run], config: BenchmarkConfig) -> float:
+def guess_seconds(
+    runs: Sequence[Run],
+    config: BenchmarkConfig,
+    sizes: Mapping[str, tuple[int, Shape]] = PUBLISHED_SIZES,
+) -> float:
     """Seconds of runs in one process, from what this machine does in a second or two.
 
     Epochs times samples times the probed time of one; kernel methods by the square of their rows.
+
+    Args:
+        runs: which.
+        config: their settings.
+        sizes: data set -> normal training samples and the shape of one; those as published.
     """
     total = 0.0
     for chunk in make_chunks(runs):
-        total += sum(_guess(run, config) for run in chunk)
+        total += sum(_guess(run, sizes[run.data], config) for run in chunk)
         if chunk[0].method in ESAD or not any(run.method in AUTOENCODED for run in chunk):
             continue
-        count, shape = _SAMPLES[chunk[0].data]
+        count, shape = sizes[chunk[0].data]
         settings = baseline_settings(chunk[0], config)
         passes = _passes(count, settings.pretrain_epochs, settings)
         total += passes * count * _autoencoder_seconds(shape, _plain(settings))
     return total
 
 
-def _guess(run: Run, config: BenchmarkConfig) -> float:
-    count, shape = _SAMPLES[run.data]
+def _guess(run: Run, size: tuple[int, Shape], config: BenchmarkConfig) -> float:
+    count, shape = size
     if run.method in ESAD:
         return _guess_esad(run, count, shape, config)
     settings = _plain(baseline_settings(run, config))
@@ -162,9 +177,10 @@ def _guess_esad(run: Run, count: int, shape: Shape, config: BenchmarkConfig) -> 
     trained = own.planned_epochs(steps) * steps
     spec = network_spec(shape, own, source=run.key)
     if is_vector(run):
-        return own.members * trained * _WHOLE_STEP * _step_seconds(spec, 128, own.device)
+        return own.members * trained * _WHOLE_STEP * _step_seconds(spec, (128, *shape), own.device)
     scored = _TEST_IMAGES * own.test_time_augmentation / 3  # forward only
-    sample = _step_seconds(spec, _FEW, own.device) / _FEW
+    sides = (-(-side // _SIDE) * _SIDE for side in shape[:2])
+    sample = _step_seconds(spec, (_FEW, shape[2], *sides), own.device) / _FEW
     return own.members * (trained * batch + scored) * sample
 
 
@@ -181,12 +197,9 @@ def _plain(settings: BaselineSettings) -> BaselineSettings:
 
 
 @lru_cache(maxsize=32)
-def _step_seconds(spec: NetworkSpec, batch: int, device_name: str) -> float:
-    """Seconds forward and back through ESAD's network."""
+def _step_seconds(spec: NetworkSpec, shape: Shape, device_name: str) -> float:
+    """Seconds forward and back through ESAD's network, for a batch of this shape."""
     device = choose_device(device_name)
-    shape: Shape = (batch, spec.features) if isinstance(spec, VectorNetworkSpec) else (batch,)
-    if isinstance(spec, ImageNetworkSpec):
-        shape = (batch, spec.channels, 32, 32)
     with torch.random.fork_rng(devices=[]):
         network = build_network(spec).to(device).train()
         x = torch.rand(shape).to(device)

@@ -33,6 +33,7 @@ from pipelines.paper.runs import (
     result_row,
 )
 from pipelines.paper.settings import BenchmarkConfig
+from pipelines.paper.stores import stores_folder
 
 _COMMAND = "benchmark"
 #: Settings that say which runs there are; all others change what a run gives.
@@ -81,10 +82,11 @@ def join_earlier(out: Path, config: BenchmarkConfig) -> BenchmarkConfig:
     """The settings with the runs that the folder has already.
 
     Raises:
-        ConfigError: it has runs with other settings.
+        ConfigError: it has runs, or samples for them, with other settings.
     """
     begun = (out / "run.json").exists() and (out / "config.yaml").exists()
-    if not begun or read_json(out / "run.json", ConfigError).get("command") != _COMMAND:
+    holds = read_outcomes(out) or any(stores_folder(out).glob("*/store.json"))
+    if not (begun and holds) or read_json(out / "run.json", ConfigError).get("command") != _COMMAND:
         return config  # new, or refused when it is claimed
     earlier = load_config(BenchmarkConfig, out / "config.yaml")
     old, new = earlier.model_dump(), config.model_dump()

@@ -12,7 +12,9 @@ from pipelines.paper.runs import Run
 from pipelines.paper.settings import (
     CLASSES,
     ESAD,
+    MEDICAL,
     METHODS,
+    NATURAL,
     NEEDS_LABELS,
     UNSUPERVISED,
     BenchmarkConfig,
@@ -26,6 +28,7 @@ _FULL_TABLE = (*_UNSUPERVISED_TABLE, *_SEMI_SUPERVISED_TABLE, "supervised", *ESA
 TABLE_METHODS: dict[TableName, tuple[str, ...]] = {
     "table1": (*_SEMI_SUPERVISED_TABLE, *ESAD),
     "table2": (*_UNSUPERVISED_TABLE, *ESAD),
+    "table3": ("deep-sad", *ESAD),
     "table4": METHODS,
     "table5": ESAD,
     "table8": _FULL_TABLE,
@@ -88,6 +91,8 @@ def rows(table: TableName, config: BenchmarkConfig) -> list[Row]:
 
 
 def _rows(table: TableName, data: str, config: BenchmarkConfig) -> list[Row]:
+    if table == "table3":
+        return [Row(data, "", MEDICAL[data])]
     if table == "table4":
         return [
             Row(data, "" if len(config.gamma_l) == 1 else f"γl {g:g}", g, k_l=int(g > 0))
@@ -149,7 +154,7 @@ def _runs(row: Row, method: str, config: BenchmarkConfig) -> Iterator[Run]:
         settings=row.settings,
     )
     for seed in config.drawn_seeds if k_l > 1 else config.seeds:
-        if config.suite == "odds":
+        if config.suite not in NATURAL:
             yield replace(run, seed=seed)
             continue
         for normal in config.normal_classes:

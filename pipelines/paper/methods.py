@@ -16,7 +16,7 @@ from esad_med.assess.measures import auc
 from esad_med.base.config import build_spec, load_config
 from esad_med.base.errors import ConfigError, EsadError, ModelError
 from esad_med.base.interrupts import raise_if_interrupted
-from esad_med.base.runs import digest_bytes
+from esad_med.base.runs import digest_bytes, ensure_folder
 from esad_med.baselines.autoencoder import Autoencoder
 from esad_med.baselines.base import BaselineSettings
 from esad_med.baselines.catalog import make_baseline
@@ -26,8 +26,10 @@ from esad_med.method.detector import Detector
 from esad_med.method.fitting import TrainingData, fit_detectors
 from esad_med.method.networks import default_hidden
 from pipelines.paper.data import Floats, Loaded, as_input, is_vector, read_run
+from pipelines.paper.gallery import scores_file
 from pipelines.paper.runs import FailedRun, Outcome, Result, Run
-from pipelines.paper.settings import ESAD, BenchmarkConfig
+from pipelines.paper.settings import ESAD, ESAD_SETTINGS, IMAGE_NETWORKS, BenchmarkConfig
+from pipelines.scoring import write_scores
 
 DataOf = Callable[[Run], Loaded]
 
@@ -37,22 +39,6 @@ AUTOENCODED = (
     *("oc-svm-hybrid", "isolation-forest-hybrid", "ssad-hybrid"),
 )
 _TOGETHER = 16  # vector runs in memory at once
-#: Deep SAD's networks for small images, and those of its generative competitor.
-_IMAGE_NETWORKS: dict[str, dict[str, Any]] = {
-    "mnist": {"channels": (8, 4), "dense": (32,), "dgm_latent": 32, "dgm_hidden": (128, 64)},
-    "fmnist": {
-        "channels": (16, 32),
-        "dense": (128, 64),
-        "dgm_latent": 64,
-        "dgm_hidden": (256, 128),
-    },
-    "cifar10": {
-        "channels": (32, 64, 128),
-        "dense": (128,),
-        "dgm_latent": 128,
-        "dgm_hidden": (512, 256),
-    },
-}
 
 
 def make_chunks(runs: Sequence[Run]) -> list[list[Run]]:
@@ -86,23 +72,36 @@ def check_settings(runs: Sequence[Run], config: BenchmarkConfig) -> None:
         (esad_config if run.method in ESAD else baseline_settings)(run, config)
 
 
-def run_chunk(runs: Sequence[Run], *, config: BenchmarkConfig, folder: Path) -> Iterator[Outcome]:
+def run_chunk(
+    runs: Sequence[Run], *, config: BenchmarkConfig, folder: Path, out: Path
+) -> Iterator[Outcome]:
     """Train, test and measure the runs of a chunk.
+
+    Args:
+        runs: of one chunk of `make_chunks`.
+        config: the settings of the benchmark.
+        folder: where the samples are read from.
+        out: its folder; ESAD's scores of a store's test samples go there.
 
     Raises:
         ConfigError: settings that no run can have.
     """
-    run_many = _run_esad if runs[0].method in ESAD else _run_baselines
-    yield from run_many(runs, config, partial(read_run, folder=folder, leaking=config.leaking))
+    data_of = partial(read_run, folder=folder, leaking=config.leaking)
+    if runs[0].method in ESAD:
+        yield from _run_esad(runs, config, data_of, out)
+    else:
+        yield from _run_baselines(runs, config, data_of)
 
 
-def _run_esad(runs: Sequence[Run], config: BenchmarkConfig, data_of: DataOf) -> Iterator[Outcome]:
+def _run_esad(
+    runs: Sequence[Run], config: BenchmarkConfig, data_of: DataOf, out: Path
+) -> Iterator[Outcome]:
     started = perf_counter()
     modality = "table" if is_vector(runs[0]) else "image"
     try:
         loaded = [data_of(run) for run in runs]
         detectors = fit_detectors(
-            [TrainingData(own.data.train, own.data.y, modality) for own in loaded],
+            [TrainingData(own.data.train, own.data.y, modality, own.train_rows) for own in loaded],
             [esad_config(run, config) for run in runs],
         )
     except ConfigError:
@@ -112,42 +111,47 @@ def _run_esad(runs: Sequence[Run], config: BenchmarkConfig, data_of: DataOf) -> 
             yield FailedRun.of(runs[0], error)
             return
         for run in runs:  # which of them was it?
-            yield from _run_esad([run], config, data_of)
+            yield from _run_esad([run], config, data_of, out)
         return
     share = (perf_counter() - started) / len(runs)
     for run, own, detector in zip(runs, loaded, detectors, strict=True):
-        yield _test_detector(run, own, detector, share)
+        yield _test_detector(run, own, detector, share, out)
 
 
 def _test_detector(
-    run: Run, own: Loaded, detector: Detector | ModelError, training_seconds: float
+    run: Run, own: Loaded, detector: Detector | ModelError, training_seconds: float, out: Path
 ) -> Outcome:
     if isinstance(detector, ModelError):
         return FailedRun.of(run, detector)
     started = perf_counter()
     try:
         scores = detector.score(own.data.test)
-        return _measure(run, own, training_seconds + perf_counter() - started, *scores)
+        found = _measure(run, own, training_seconds + perf_counter() - started, *scores)
     except ModelError as error:
         return FailedRun.of(run, error)
+    if own.test_rows is not None:
+        file = scores_file(out, run)
+        ensure_folder(file.parent)
+        write_scores(file, own.test_rows, detector, scores)
+    return found
 
 
 def esad_config(run: Run, config: BenchmarkConfig) -> TrainConfig:
-    """The settings of a run of ESAD: its preset, the benchmark's settings, then its variant's.
+    """The settings of a run of ESAD: its preset, the suite's, the user's, then its variant's.
 
     Raises:
         ConfigError: unknown keys, impossible values.
     """
     own: dict[str, object] = {
         "preset": run.method.removeprefix("esad-"),
-        "kind": "vector" if is_vector(run) else "upright",
         "network.width": config.width,
         "epochs": config.epochs,
         "members": config.members,
     }
     given = [f"{key}={json.dumps(value)}" for key, value in own.items() if value is not None]
-    user = [f"{key}={json.dumps(value)}" for key, value in _flat(config.esad)]
-    every = [*given, *user, *run.settings, f"seed={run.seed}"]
+    settings = [*_flat(ESAD_SETTINGS[run.suite]), *_flat(config.esad)]
+    given += [f"{key}={json.dumps(value)}" for key, value in settings]
+    every = [*given, *run.settings, f"seed={run.seed}"]
     return load_config(TrainConfig, None, every, source="esad")
 
 
@@ -169,7 +173,7 @@ def baseline_settings(run: Run, config: BenchmarkConfig) -> BaselineSettings:
         hidden = default_hidden(TABLE_7[run.data].columns)
         network = {"hidden": hidden, "dgm_latent": hidden[-1], "dgm_hidden": hidden[:-1]}
     else:
-        network = _IMAGE_NETWORKS[run.suite]
+        network = IMAGE_NETWORKS.get(run.suite, IMAGE_NETWORKS["cifar10"])
     epochs = {"epochs": config.epochs, "pretrain_epochs": config.epochs} if config.epochs else {}
     values = {**network, **epochs, **config.baselines, "seed": run.seed}
     return build_spec(BaselineSettings, values, source="baselines")

@@ -8,7 +8,7 @@ from esad_med.baselines.base import BaselineSettings
 from esad_med.baselines.catalog import BASELINES, LABELS
 from pipelines.paper.grids import Row
 from pipelines.paper.runs import Result, Run
-from pipelines.paper.settings import BenchmarkConfig
+from pipelines.paper.settings import NATURAL, BenchmarkConfig, PaperCells
 
 _OURS = "esad-recommended"
 _KERNEL = ("oc-svm", "ssad")
@@ -110,7 +110,11 @@ def _changed(config: BenchmarkConfig) -> Iterator[str]:
     for name, settings in (("esad", config.esad), ("baselines", config.baselines)):
         if settings:
             yield f"Settings changed for {name}: {settings}."
-    if config.outlier_classes == "one" and config.suite != "odds":
+    if config.cells != PaperCells():
+        yield f"Settings changed for cells: {config.cells.model_dump(exclude_defaults=True)}."
+    if config.target:
+        yield f"Stains shown as in {config.target.name}, instead of DPA's crop of normal_056."
+    if config.outlier_classes == "one" and config.suite in NATURAL:
         yield "One outlier class per normal class, the next one, instead of each of nine."
 
 

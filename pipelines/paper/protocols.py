@@ -1,4 +1,4 @@
-"""Who trains and who tests in the paper's experiments: ODDS tables and natural images."""
+"""Who trains and who tests in the paper's experiments: tables, natural and medical images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from data_prep.natural import LabeledImages
 from data_prep.odds import Table
 from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.store import SampleStore
 from esad_med.method.datasets import (
     MIN_NORMALS,
     labeled_outlier_count,
@@ -33,7 +34,7 @@ class RunData:
         y: semi-label, (n,), +1 unlabeled or -1 labeled outlier.
         test: (m, ...) of the same kind.
         truth: (m,), 1 anomalous, 0 normal.
-        test_classes: (m,), class of each test sample; for tables its truth.
+        test_classes: (m,), class of each test sample; its truth where there are no classes.
     """
 
     train: npt.NDArray[Any]
@@ -130,6 +131,47 @@ def natural_run(
         truth=(images.test_labels != normal).astype(np.int8),
         test_classes=images.test_labels,
     )
+
+
+def store_run(store: SampleStore, *, labeled: bool) -> tuple[RunData, Indices, Indices]:
+    """Train and test as a store says; it draws nothing.
+
+    Args:
+        store: with splits "train" and "test".
+        labeled: whether its labeled outliers are trained on; they are never unlabeled ones.
+
+    Returns:
+        The samples, and the rows of the store that train and that test.
+
+    Raises:
+        CaseError: fewer than 10 training normals, or a test set without normals or anomalies.
+    """
+    rows = store.rows
+    train, test = (np.asarray(rows["split"] == split) for split in ("train", "test"))
+    negative = np.asarray(rows["semi_label"] == -1, dtype=bool)
+    normals, tested = np.flatnonzero(train & ~negative), np.flatnonzero(test)
+    outliers = np.flatnonzero(train & negative & labeled)
+    truth = rows["truth"].iloc[tested].to_numpy(np.int8)
+    for what, count, least in (
+        ("training normals", len(normals), MIN_NORMALS),
+        ("normal test samples", int((truth == 0).sum()), 1),
+        ("anomalous test samples", int((truth == 1).sum()), 1),
+    ):
+        if count < least:
+            raise CaseError(
+                f"{store.path}: found {count} {what}, expected at least {least}; leave it out with"
+                " --set data_sets=[...], or choose another --out, and --data with more of the"
+                " published images"
+            )
+    trained = np.concatenate([normals, outliers])
+    data = RunData(
+        train=store.samples[trained],
+        y=_semi_labels(len(normals), len(outliers)),
+        test=store.samples[tested],
+        truth=truth,
+        test_classes=truth,
+    )
+    return data, trained, tested
 
 
 def _split(truth: npt.NDArray[np.int8], random: np.random.Generator) -> tuple[Indices, Indices]:

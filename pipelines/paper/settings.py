@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -9,9 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from data_prep.odds import ODDS
 from esad_med.base.config import Spec
 from esad_med.baselines.catalog import BASELINES
+from pipelines.cells import CellConfig
 
-SuiteName = Literal["odds", "mnist", "fmnist", "cifar10"]
-TableName = Literal["table1", "table2", "table4", "table5", "table8", "table9", "fig2", "fig5"]
+SuiteName = Literal["odds", "mnist", "fmnist", "cifar10", "camelyon16", "nih"]
+TableName = Literal[
+    "table1", "table2", "table3", "table4", "table5", "table8", "table9", "fig2", "fig5"
+]
 ESAD = ("esad-paper", "esad-recommended")
 METHODS = (*ESAD, *BASELINES)
 #: They learn nothing from labeled outliers, so one run serves every γl and every outlier class.
@@ -24,7 +28,13 @@ NEEDS_LABELS = ("ss-dgm-m2", "ss-dgm-m1m2", "supervised")
 
 _RATIOS = (0.0, 0.01, 0.05, 0.1, 0.2)
 CLASSES = tuple(range(10))
+#: Suites whose classes are normal in turn.
+NATURAL = ("mnist", "fmnist", "cifar10")
 _NATURAL: dict[str, Any] = {"tables": ("table1", "table2", "table8", "table9"), "seeds": (0,)}
+_MEDICAL: dict[str, Any] = {"tables": ("table3",), "seeds": (0, 1, 2)}
+#: Data sets of Table 3 and their γl: 200 labeled outliers beside 7612 normals, 857 beside 5110,
+#: 1180 beside 34497, 651 beside 16003.
+MEDICAL = {"camelyon16": 0.026, "nih-subset": 0.144, "nih-pa": 0.033, "nih-ap": 0.039}
 
 #: What a suite changes of the defaults below: the paper's protocol (docs/method.md).
 SUITES: dict[str, dict[str, Any]] = {
@@ -34,13 +44,53 @@ SUITES: dict[str, dict[str, Any]] = {
         "seeds": tuple(range(10)),
         "gamma_l": (0.01,),
     },
-    **{name: {**_NATURAL, "data_sets": (name,)} for name in ("mnist", "fmnist", "cifar10")},
+    **{name: {**_NATURAL, "data_sets": (name,)} for name in NATURAL},
+    "camelyon16": {**_MEDICAL, "data_sets": ("camelyon16",)},
+    "nih": {**_MEDICAL, "data_sets": ("nih-subset", "nih-pa", "nih-ap")},
 }
 #: The tables a suite has, beyond those it makes unasked.
 _MORE_TABLES = {"mnist": ("fig2", "fig5")}
-
+#: What a suite changes of ESAD's presets; the user's settings go over it.
+ESAD_SETTINGS: dict[str, dict[str, Any]] = {
+    "odds": {"kind": "vector"},
+    **{name: {"kind": "upright"} for name in NATURAL},
+    # DPA, whose protocol the paper follows, flips its crops (configs/paper/camelyon16.yaml).
+    "camelyon16": {"augment": {"flips": True}},
+    # A chest stands upright and its heart on the left (configs/chest_xray.yaml).
+    "nih": {"augment": {"rotations": False, "flips": False}},
+}
+#: Deep SAD's networks for small images, and those of its generative competitor; medical images
+#: get those of CIFAR-10.
+IMAGE_NETWORKS: dict[str, dict[str, Any]] = {
+    "mnist": {"channels": (8, 4), "dense": (32,), "dgm_latent": 32, "dgm_hidden": (128, 64)},
+    "fmnist": {
+        "channels": (16, 32),
+        "dense": (128, 64),
+        "dgm_latent": 64,
+        "dgm_hidden": (256, 128),
+    },
+    "cifar10": {
+        "channels": (32, 64, 128),
+        "dense": (128,),
+        "dgm_latent": 128,
+        "dgm_hidden": (512, 256),
+    },
+}
+#: Settings that only some suites have.
+_OF_SUITES = {
+    "lists": ("camelyon16", "nih"),
+    "table": ("nih",),
+    "target": ("camelyon16",),
+    "cells": ("camelyon16",),
+}
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class PaperCells(CellConfig):
+    """As `tile --protocol dpa` makes them, but the paper counts one sample per cell."""
+
+    crops_per_cell: int = Field(1, ge=1, description="Random crops of each training cell.")
 
 
 class BenchmarkConfig(Spec):
@@ -76,6 +126,16 @@ class BenchmarkConfig(Spec):
     leaking: bool = Field(
         False, description="Draw training and test rows apart, as Deep SAD's code does: they share."
     )
+    lists: tuple[Path, ...] = Field(
+        (), description="Folders of the published lists of camelyon16 or nih; else below ESAD_DATA."
+    )
+    table: Path | None = Field(
+        None, description="NIH's Data_Entry table; null is the one beside the lists."
+    )
+    target: Path | None = Field(
+        None, description="Stain target of camelyon16; null is DPA's, a crop of normal_056."
+    )
+    cells: PaperCells = Field(PaperCells(), description="How camelyon16's cells become samples.")
     esad: dict[str, Any] = Field({}, description="Settings of ESAD, as those of `train`.")
     baselines: dict[str, Any] = Field({}, description="Settings of the baselines.")
 
@@ -85,6 +145,11 @@ class BenchmarkConfig(Spec):
         if not isinstance(values, Mapping) or not isinstance(values.get("suite"), str):
             return values
         return {**SUITES.get(values["suite"], {}), **values}
+
+    @field_validator("lists", mode="before")
+    @classmethod
+    def _one_or_more(cls, folders: Any) -> Any:
+        return (folders,) if isinstance(folders, str | Path) else folders
 
     @field_validator("methods")
     @classmethod
@@ -115,6 +180,10 @@ class BenchmarkConfig(Spec):
             raise ValueError(f"{min(own_keys)} is each run's own; choose with seeds and methods")
         if self.suite == "odds" and self.width is not None:
             raise ValueError("width is of the image network, the tables of odds hold vectors")
+        for name, suites in _OF_SUITES.items():
+            unset = type(self).model_fields[name].default
+            if self.suite not in suites and getattr(self, name) != unset:
+                raise ValueError(f"{name} is a setting of {' and '.join(suites)} alone")
         if self.suite != "odds" and self.leaking:
             raise ValueError(f"leaking splits are those of odds; {self.suite} has a fixed test set")
         if wrong := [c for c in self.normal_classes if c not in CLASSES]:

@@ -1,6 +1,7 @@
 """`esad-med benchmark`: plan the runs of a suite, do those that are missing, fill the tables."""
 
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,14 +11,30 @@ from typing import Any
 from esad_med.base.errors import ConfigError
 from esad_med.base.runs import Progress, Say, no_progress
 from pipelines.paper.data import read_run
-from pipelines.paper.estimates import Estimate, duration, estimate
+from pipelines.paper.estimates import (
+    PUBLISHED_SIZES,
+    Estimate,
+    duration,
+    estimate,
+    guess_seconds,
+)
 from pipelines.paper.figures import write_plots
 from pipelines.paper.folder import BenchmarkFolder, as_failure, join_earlier, read_outcomes
+from pipelines.paper.gallery import write_galleries
 from pipelines.paper.grids import plan_runs, select_runs
 from pipelines.paper.jobs import run_chunks
 from pipelines.paper.methods import check_settings, make_chunks, run_chunk
 from pipelines.paper.runs import FailedRun, Outcome, Result, Run
-from pipelines.paper.settings import BenchmarkConfig
+from pipelines.paper.settings import MEDICAL, BenchmarkConfig
+from pipelines.paper.stores import (
+    Maker,
+    count_set_aside,
+    find_makers,
+    make_stores,
+    missing_stores,
+    store_sizes,
+    stores_folder,
+)
 from pipelines.paper.tables import write_tables
 
 _FOLDERS = {
@@ -25,6 +42,8 @@ _FOLDERS = {
     "mnist": "natural/mnist",
     "fmnist": "natural/fashion-mnist",
     "cifar10": "natural/cifar10",
+    "camelyon16": "camelyon16",
+    "nih": "nih_cxr",
 }
 
 
@@ -38,6 +57,7 @@ class Plan:
         whole: the same with the runs that earlier benchmarks into this folder had.
         runs: the selected runs.
         todo: the selected runs without a result; failed ones are tried again.
+        unprepared: data sets whose stores must be made first.
         left: how long they may take.
         jobs: worker processes.
     """
@@ -47,6 +67,7 @@ class Plan:
     whole: BenchmarkConfig
     runs: list[Run]
     todo: list[Run]
+    unprepared: list[str]
     left: Estimate
     jobs: int
 
@@ -54,7 +75,10 @@ class Plan:
         """Such as "360 runs, 120 done, 240 to do: about 3 h 20 min (from finished runs)"."""
         runs = f"{len(self.runs)} run" + "s" * (len(self.runs) != 1)
         done = f"{runs}, {len(self.runs) - len(self.todo)} done"
-        return f"{done}, {len(self.todo)} to do" + (f": {self.left}" if self.todo else "")
+        told = f"{done}, {len(self.todo)} to do" + (f": {self.left}" if self.todo else "")
+        if self.unprepared:
+            told += f"; before them the samples of {', '.join(self.unprepared)} are made, once"
+        return told
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -63,6 +87,7 @@ class Plan:
             "runs": len(self.runs),
             "done": len(self.runs) - len(self.todo),
             "todo": [run.key for run in self.todo],
+            "unprepared": self.unprepared,
             "seconds_left": round(self.left.seconds, 1),
         }
 
@@ -76,7 +101,8 @@ class BenchmarkSummary:
         results: of the selected runs.
         failures: selected runs that gave none.
         tables: in Markdown, by name.
-        figures: the files of Figures 2 and 5.
+        figures: the files of Figures 2, 4 and 5.
+        set_aside: pictures that the samples lack, of the raw data that is listed.
     """
 
     plan: Plan
@@ -84,6 +110,7 @@ class BenchmarkSummary:
     failures: list[FailedRun]
     tables: dict[str, str]
     figures: list[Path]
+    set_aside: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -93,6 +120,7 @@ class BenchmarkSummary:
             "results": [{"key": r.run.key, "auc": r.auc_score} for r in self.results],
             "failures": [asdict(as_failure(failed)) for failed in self.failures],
             "tables": [f"{name}.md" for name in self.tables],
+            "set_aside": self.set_aside,
         }
 
 
@@ -112,6 +140,17 @@ def data_folder(suite: str, given: Path | None) -> Path:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; pass --data FOLDER with the data of {suite}")
     return folder
+
+
+def samples_folder(plan: Plan, given: Path | None) -> Path:
+    """Where runs read their samples: the data of the suite, or the stores made of it.
+
+    Raises:
+        ConfigError: see `data_folder`.
+    """
+    if plan.config.data_sets[0] in MEDICAL:
+        return stores_folder(plan.out)
+    return data_folder(plan.config.suite, given)
 
 
 def plan_suite(
@@ -140,22 +179,25 @@ def plan_suite(
     results = [found for found in read_outcomes(out).values() if isinstance(found, Result)]
     done = {result.run for result in results}
     todo = [run for run in runs if run not in done]
-    left = estimate(todo, results, config, jobs=jobs)
-    return Plan(out, config, whole, runs, todo, left, jobs)
+    guess = partial(guess_seconds, sizes={**PUBLISHED_SIZES, **store_sizes(out)})
+    left = estimate(todo, results, config, jobs=jobs, guess=guess)
+    unprepared = missing_stores(out, (run.data for run in todo))
+    return Plan(out, config, whole, runs, todo, unprepared, left, jobs)
 
 
 def run_suite(
-    plan: Plan, folder: Path, *, say: Say, progress: Progress = no_progress
+    plan: Plan, given: Path | None, *, say: Say, progress: Progress = no_progress
 ) -> BenchmarkSummary:
     """Do the runs that are left, and fill the tables with all that the folder holds.
 
-    Writes ``journal.jsonl`` and ``results.csv`` after every run, ``failures.csv``,
-    ``config.yaml``, ``run.json``, ``TABLE.md`` and ``TABLE.csv``, and the plots of Figures 2 and 5.
-    An interrupted benchmark is gone on with: only runs in flight are lost.
+    Medical images are made samples first, below ``stores/``. Writes ``journal.jsonl`` and
+    ``results.csv`` after every run, ``scores/`` of ESAD on medical images, ``failures.csv``,
+    ``config.yaml``, ``run.json``, ``TABLE.md`` and ``TABLE.csv``, and Figures 2, 4 and 5. An
+    interrupted benchmark is gone on with: only runs in flight are lost, or a store half made.
 
     Args:
         plan: of `plan_suite`.
-        folder: the data of the suite.
+        given: the folder of the suite's data; None for that below ``ESAD_DATA``.
         say: called with a line per run.
         progress: called with the number of runs done.
 
@@ -163,11 +205,15 @@ def run_suite(
         ConfigError: the folder cannot be written, or holds something else than a benchmark.
         CaseError: the data is missing or damaged.
     """
-    for data in sorted({run.data for run in plan.todo}):  # before hours, not after
-        first = next(run for run in plan.todo if run.data == data)
-        read_run(first, folder=folder, leaking=plan.config.leaking)
+    folder, makers = samples_folder(plan, given), dict[str, Maker]()
+    if plan.unprepared:
+        root = data_folder(plan.config.suite, given)
+        makers = find_makers(plan.unprepared, root, plan.config)
+    _check_samples([run for run in plan.todo if run.data not in makers], plan.config, folder)
     taken = BenchmarkFolder(plan.out, plan.whole, say)
-    work = partial(run_chunk, config=plan.config, folder=folder)
+    make_stores(makers, folder, say=say, progress=progress)
+    _check_samples([run for run in plan.todo if run.data in makers], plan.config, folder)
+    work = partial(run_chunk, config=plan.config, folder=folder, out=plan.out)
     with closing(run_chunks(make_chunks(plan.todo), work, jobs=plan.jobs)) as found:
         for count, outcome in enumerate(found, start=1):
             taken.record(outcome)
@@ -176,6 +222,7 @@ def run_suite(
     outcomes = list(taken.outcomes.values())
     tables = write_tables(plan.out, plan.whole, outcomes)
     figures = write_plots(plan.out, plan.whole, outcomes)
+    figures += write_galleries(plan.out, stores_folder(plan.out), outcomes)
     selected = [taken.outcomes[run.key] for run in plan.runs]
     return BenchmarkSummary(
         plan,
@@ -183,7 +230,14 @@ def run_suite(
         [found for found in selected if isinstance(found, FailedRun)],
         tables,
         figures,
+        sum(count_set_aside(folder / data).total() for data in {run.data for run in plan.runs}),
     )
+
+
+def _check_samples(runs: Sequence[Run], config: BenchmarkConfig, folder: Path) -> None:
+    """Read every data set once: what is wrong with it should be found before hours, not after."""
+    for run in {run.data: run for run in runs}.values():
+        read_run(run, folder=folder, leaking=config.leaking)
 
 
 def _line(outcome: Outcome) -> str:

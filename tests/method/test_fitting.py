@@ -1,10 +1,12 @@
 """Detectors from arrays: many at once are what they are one by one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import torch
 
@@ -69,6 +71,21 @@ def test_problems_of_different_sizes_train_side_by_side(vector_config: MakeConfi
     for found, own in zip(fit_detectors(data, configs), data, strict=True):
         assert not isinstance(found, ModelError)
         assert found.contract.training.normals == (own.y > 0).sum()
+
+
+def test_patients_and_cases_are_held_out_whole(vector_config: MakeConfig) -> None:
+    data = table(60, 12)
+    empty = [""] * 72
+    cases = [f"slide {row // 7}" for row in range(72)]
+    for kind, rows in (
+        ("case", pd.DataFrame({"case_id": cases, "patient_id": empty})),
+        ("patient", pd.DataFrame({"case_id": empty, "patient_id": cases})),
+        ("sample", None),
+    ):
+        whole = replace(data, rows=rows)
+        detector = fit_detector(whole, vector_config(epochs=1, data={"validation": 0.2}))
+        assert detector.contract.calibration.held_out_by == kind
+        assert (detector.contract.calibration.normals % 7 == 0) == (rows is not None)
 
 
 @pytest.mark.parametrize("normals", [25, 47, 85])

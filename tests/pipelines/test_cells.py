@@ -2,48 +2,25 @@
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
+from composed_camelyon import CELL, write_cells
 from PIL import Image
 
-from data_prep.demo_slides import compose_demo_picture, source_concentrations
-from data_prep.slide_writing import write_pyramid
 from esad_med.base.store import SampleStore
-
-CELL = "{}_{}_x_{}_y_{}_w_768_h_768.jpg"
 
 
 @pytest.fixture(scope="module")
-def camelyon(tmp_path_factory):
-    """Three slides of 3072 pixels and lists that name cells of them; x is the row."""
-    root = tmp_path_factory.mktemp("camelyon16")
-    source = source_concentrations()
-    plan = ("training/normal/normal_001", "training/tumor/tumor_001", "testing/images/test_001")
-    for index, name in enumerate(plan):
-        path = root / f"{name}.tif"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        random = np.random.default_rng(index)
-        picture, _ = compose_demo_picture(source, 0, random, size=3072)
-        write_pyramid(path, picture, mpp=0.243, levels=3, description="composed for a test")
+def camelyon(camelyon_slides):
+    """Lists that name cells of the composed slides."""
     lists = {
         "normal_train": [("normal_001", "normal", 768, 1152), ("normal_001", "normal", 1536, 1152)],
         "anomaly_train": [("tumor_001", "tumor", 1152, 1152)],
         "normal_test": [("test_001", "normal", 1152, 1536)],
     }
     for name, cells in lists.items():
-        (root / f"{name}.txt").write_text("".join(CELL.format(*cell) + "\n" for cell in cells))
-    return root
-
-
-@pytest.fixture(scope="module")
-def target(camelyon, tmp_path_factory):
-    """A stored target: there is no slide normal_056 in this tree."""
-    from data_prep.stain_target import DEFAULT_TARGET, write_target
-
-    path = tmp_path_factory.mktemp("target") / "target.json"
-    write_target(path, DEFAULT_TARGET)
-    return path
+        write_cells(camelyon_slides / f"{name}.txt", cells)
+    return camelyon_slides
 
 
 def tile(run_command, root, out, *options, lists=("normal_train", "anomaly_train", "normal_test")):
@@ -51,8 +28,8 @@ def tile(run_command, root, out, *options, lists=("normal_train", "anomaly_train
     return run_command("tile", root, "--protocol", "dpa", *cells, "--out", out, *options)
 
 
-def test_published_cells_become_samples(run_command, camelyon, target, tmp_path):
-    outcome = tile(run_command, camelyon, tmp_path / "s", "--target", target)
+def test_published_cells_become_samples(run_command, camelyon, stored_target, tmp_path):
+    outcome = tile(run_command, camelyon, tmp_path / "s", "--target", stored_target)
     assert outcome.code == 0, outcome.err
     rows = SampleStore(tmp_path / "s").rows
     counts = rows.groupby(["case_id", "split", "truth", "semi_label"]).size().to_dict()
@@ -73,13 +50,13 @@ def test_published_cells_become_samples(run_command, camelyon, target, tmp_path)
 
 
 def test_a_second_run_gives_equal_bytes_and_slides_another_stain(
-    run_command, camelyon, target, tmp_path
+    run_command, camelyon, stored_target, tmp_path
 ):
     for name in ("a", "b"):
-        assert tile(run_command, camelyon, tmp_path / name, "--target", target).code == 0
+        assert tile(run_command, camelyon, tmp_path / name, "--target", stored_target).code == 0
     for file in ("samples.npy", "samples.csv", "store.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    by_slide = ("--target", target, "--set", "stain_by=slide")
+    by_slide = ("--target", stored_target, "--set", "stain_by=slide")
     assert tile(run_command, camelyon, tmp_path / "c", *by_slide).code == 0
     cell, slide = (SampleStore(tmp_path / name).samples for name in ("a", "c"))
     assert (cell != slide).any()
@@ -92,11 +69,13 @@ def test_without_the_published_target_slide_one_is_asked_for(run_command, camely
     assert "--target" in outcome.err
 
 
-def test_cells_outside_and_missing_slides_are_set_aside(run_command, camelyon, target, tmp_path):
+def test_cells_outside_and_missing_slides_are_set_aside(
+    run_command, camelyon, stored_target, tmp_path
+):
     extra = tmp_path / "extra.txt"
     names = [CELL.format("test_001", "normal", 4000, 0), CELL.format("test_009", "normal", 0, 0)]
     extra.write_text("\n".join(names))
-    options = ("--cells", extra, "--target", target, "--json")
+    options = ("--cells", extra, "--target", stored_target, "--json")
     outcome = tile(run_command, camelyon, tmp_path / "s", *options)
     assert outcome.code == 3
     assert {f["case_id"] for f in json.loads(outcome.out)["failures"]} == {
@@ -106,17 +85,17 @@ def test_cells_outside_and_missing_slides_are_set_aside(run_command, camelyon, t
     assert len(pd.read_csv(tmp_path / "s" / "failures.csv")) == 2
 
 
-def test_a_cell_in_two_lists_is_refused(run_command, camelyon, target, tmp_path):
+def test_a_cell_in_two_lists_is_refused(run_command, camelyon, stored_target, tmp_path):
     lists = ("normal_train", "normal_train")
-    outcome = tile(run_command, camelyon, tmp_path / "s", "--target", target, lists=lists)
+    outcome = tile(run_command, camelyon, tmp_path / "s", "--target", stored_target, lists=lists)
     assert outcome.code == 4
     assert "two of the lists" in outcome.err
 
 
 def test_a_detector_of_single_cells_does_not_screen_slides(
-    run_command, camelyon, composed, target, tmp_path
+    run_command, camelyon, composed, stored_target, tmp_path
 ):
-    more = ("--target", target, "--set", "crops_per_cell=8")
+    more = ("--target", stored_target, "--set", "crops_per_cell=8")
     assert tile(run_command, camelyon, tmp_path / "s", *more).code == 0
     settings = ("--width", 0.0625, "--epochs", 1, "--set", "members=1")
     trained = run_command("train", tmp_path / "s", "--out", tmp_path / "d", *settings)

@@ -23,7 +23,7 @@ from pipelines.paper.grids import plan_runs, rows, select_runs
 from pipelines.paper.methods import baseline_settings, esad_config, make_chunks, run_chunk
 from pipelines.paper.protocols import RunData
 from pipelines.paper.runs import FailedRun, Result, Run
-from pipelines.paper.settings import METHODS, NEEDS_LABELS, UNSUPERVISED, BenchmarkConfig
+from pipelines.paper.settings import METHODS, NEEDS_LABELS, SUITES, UNSUPERVISED, BenchmarkConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--data", ".", "--table", 4, "--set", "data_sets=[cardio]")
@@ -84,7 +84,7 @@ def test_the_grids_have_as_many_runs_as_the_paper_says():
     assert odds["esad-paper"] == 6 * 10 + 2 * 5 * 10  # Table 5's last row is in Table 4
 
 
-@pytest.mark.parametrize("suite", ["odds", "mnist", "fmnist", "cifar10"])
+@pytest.mark.parametrize("suite", SUITES)
 def test_a_key_tells_a_run_from_all_others(suite):
     runs = plan_runs(config_of(suite))
     assert len({run.key for run in runs}) == len(set(runs)) == len(runs)
@@ -236,7 +236,7 @@ def test_more_runs_may_be_added_but_no_other_settings(run_command, tmp_path):
     assert first.code == 0, first.err
     more = run_command(*command, "--methods", "oc-svm", "--seeds", "7")
     assert more.code == 0, more.err
-    assert "1 runs, 0 done" in more.err
+    assert "1 run, 0 done" in more.err
     table = (tmp_path / "out" / "table4.md").read_text()
     assert "| OC-SVM | Isolation forest |" in table
     assert "(1)" in table
@@ -378,7 +378,7 @@ def test_seeds_train_together_and_baselines_share_an_autoencoder(tmp_path, monke
         if chunk[0].seed == 2 and chunk[0].method != "esad-paper"
     ]
     (chunk,) = [chunk for chunk in hybrids if chunk]
-    outcomes = list(run_chunk(chunk, config=config, folder=tmp_path))
+    outcomes = list(run_chunk(chunk, config=config, folder=tmp_path, out=tmp_path))
     assert [type(outcome) for outcome in outcomes] == [Result] * 3
     assert len(fitted) == 1
 
@@ -426,7 +426,7 @@ def test_a_run_that_diverges_spares_those_it_trains_with(tmp_path, monkeypatch):
 
     monkeypatch.setattr(methods, "fit_detectors", one_diverges)
     quick = config.model_copy(update={"epochs": 1, "tables": ("table4",)})
-    outcomes = list(run_chunk(plan_runs(quick), config=quick, folder=tmp_path))
+    outcomes = list(run_chunk(plan_runs(quick), config=quick, folder=tmp_path, out=tmp_path))
     assert [type(outcome) for outcome in outcomes] == [Result, FailedRun, Result]
 
 
@@ -453,7 +453,7 @@ def test_every_table_has_the_layers_that_the_paper_gives_it():
 
 
 def test_every_method_has_settings_for_every_suite():
-    for suite in ("odds", "mnist", "fmnist", "cifar10"):
+    for suite in SUITES:
         config = config_of(suite, f"methods={list(METHODS)}")
         methods.check_settings(plan_runs(config), config)
 
@@ -477,6 +477,6 @@ def test_a_real_data_set_is_read_and_drawn(data_root, monkeypatch, tmp_path):
     run = Run("odds", "cardio", "isolation-forest", 0, 0.01, k_l=1)
     loaded = read_run(run, folder=data_root / "odds", leaking=False)
     assert ((loaded.data.y > 0).sum(), (loaded.data.y < 0).sum()) == (993, 10)
-    (outcome,) = run_chunk([run], config=config_of("odds"), folder=data_root / "odds")
+    (outcome,) = run_chunk([run], config=config_of("odds"), folder=data_root / "odds", out=tmp_path)
     assert isinstance(outcome, Result)
     assert outcome.auc_score > 0.9
