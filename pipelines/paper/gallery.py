@@ -1,7 +1,6 @@
 """Figure 4: test samples with their scores, from the lowest to the highest."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from esad_med.base.runs import write_csv
 from esad_med.base.store import SampleStore
@@ -22,8 +22,8 @@ _COLUMNS = 8
 _KINDS = {0: "normal", 1: "anomalous"}
 _SHOWN = ("sample_id", "truth", "score", "reconstruction", "norm")
 _SIDE, _STEP = 0.9, 0.96  # of a picture, and from one to the next, inches
-_ROW = 1.4  # from one row to the next, inches
-_LEFT, _TOP, _BELOW = 0.4, 0.72, 0.45  # room around the pictures, inches
+_ROW, _HEAD = 1.2, 0.3  # from one row to the next, and above a method's first, inches
+_LEFT, _TOP, _BELOW = 0.4, 0.45, 0.55  # room around the pictures, inches
 
 
 def scores_file(out: Path, run: Run) -> Path:
@@ -91,40 +91,50 @@ def write_gallery(
     Returns:
         ``.svg``, ``.png``, and ``.csv`` with a line per sample shown.
     """
+    table = path.with_name(f"{path.name}.csv")
     rows = [[name, *row] for name, t in tables.items() for row in t.itertuples(index=False)]
-    write_csv(path.with_name(f"{path.name}.csv"), ["method", *_SHOWN], rows)
-    place = {name: row for row, name in enumerate(store.rows["sample_id"])}
-    width = _LEFT + _COLUMNS * _STEP
-    height = _TOP + len(tables) * len(_KINDS) * _ROW + _BELOW
+    write_csv(table, ["method", *_SHOWN], rows)
+    width = _LEFT + _COLUMNS * _STEP + 0.1
+    height = _TOP + len(tables) * (_HEAD + len(_KINDS) * _ROW) + _BELOW
+    methods = " and ".join(METHOD_LABELS[name] for name in tables)
+    caption = (
+        f"{store.path.name}, {methods}, seed {seed}. From the lowest score of a row (left) to its"
+        " highest,\nevenly over the ranks. The higher the score, the more anomalous."
+    )
     with mpl.rc_context(STYLE):
         figure = new_figure(width, height)
         heading = f"Test samples of {store.path.name} with their scores"
         left, top = 0.13 / width, 1 - 0.13 / height
         figure.text(left, top, heading, va="top", fontsize=11, fontweight="bold")
-        for row, (method, kind) in enumerate(product(tables, _KINDS)):
-            own = tables[method][tables[method]["truth"] == kind]
-            y = 1 - (_TOP + row * _ROW + _SIDE) / height
-            for column, (name, score) in enumerate(
-                zip(own["sample_id"], own["score"], strict=True)
-            ):
-                x = (_LEFT + column * _STEP) / width
-                axes = figure.add_axes((x, y, _SIDE / width, _SIDE / height))
-                draw_sample(axes, store.samples[place[name]], score)
-                if column == 0:
-                    axes.set_ylabel(_KINDS[kind])
-                    title = METHOD_LABELS[method] if kind == 0 else ""
-                    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
-        caption = (
-            f"{store.path.name}, seed {seed}. From the lowest score of a row (left) to its highest,"
-            " evenly over the ranks.\nThe higher the score, the more anomalous."
-        )
+        for number, (method, shown) in enumerate(tables.items()):
+            below = _TOP + _HEAD + number * (_HEAD + len(_KINDS) * _ROW)
+            _draw_method(figure, store, METHOD_LABELS[method], shown, top=below)
         figure.text(left, 0.1 / height, caption, fontsize=8, color=MUTED, linespacing=1.4)
-        drawn = save_both(path, figure)
-    return [*drawn, path.with_name(f"{path.name}.csv")]
+        return [*save_both(path, figure), table]
+
+
+def _draw_method(
+    figure: Figure, store: SampleStore, name: str, shown: pd.DataFrame, *, top: float
+) -> None:
+    """A row for each kind, the first one `top` inches below the figure's upper edge."""
+    width, height = figure.get_size_inches()
+    place = {sample: row for row, sample in enumerate(store.rows["sample_id"])}
+    for kind, word in _KINDS.items():
+        own = shown[shown["truth"] == kind]
+        y = 1 - (top + kind * _ROW + _SIDE) / height
+        for column, (sample, score) in enumerate(zip(own["sample_id"], own["score"], strict=True)):
+            x = (_LEFT + column * _STEP) / width
+            axes = figure.add_axes((x, y, _SIDE / width, _SIDE / height))
+            draw_sample(axes, store.samples[place[sample]], score)
+            if column == 0:
+                axes.set_ylabel(word)
+                title = name if kind == 0 else ""
+                axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
 
 
 def draw_sample(axes: Axes, picture: npt.NDArray[np.uint8], score: float) -> None:
     """A picture (h, w, 1 or 3) on empty axes, with its score below."""
     axes.imshow(np.repeat(picture, 3 // picture.shape[2], axis=2), interpolation="nearest")
-    axes.set(xticks=[], yticks=[], frame_on=False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(color=MUTED, linewidth=0.4)  # glass is as white as the page
     axes.set_xlabel(f"{score:.4g}", fontsize=8, labelpad=3)

@@ -121,7 +121,7 @@ def describe_store(store: SampleStore) -> str:
         f"{counts['find']} of {listed} listed images are not in the folder": counts["find"],
         f"{counts['read']} images could not be read": counts["read"],
         f"{counts['table']} images or list entries are in no row of the table": counts["table"],
-        f"{counts['cell']} listed cells could not be read": counts["cell"],
+        f"{counts['cell']} listed cells could not be used": counts["cell"],
         "no labeled outlier among them": not labeled,
     }
     told = [f"{len(store)} samples", *(fact for fact, holds in facts.items() if holds)]
