@@ -92,7 +92,9 @@ def benchmark(
     if summary.failures:
         lines.append(f"{len(summary.failures)} runs failed (failures.csv)")
     if summary.set_aside:
-        lines.append(f"{summary.set_aside} listed pictures set aside (stores/*/failures.csv)")
+        lines.append(
+            f"{summary.set_aside} pictures or list entries set aside (stores/*/failures.csv)"
+        )
     facts = {**summary.to_dict(), "figures": [path.name for path in drawn]}
     set_aside = len(summary.failures) + summary.set_aside
     finish(facts, lines, as_json=as_json, set_aside=set_aside)

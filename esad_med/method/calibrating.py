@@ -1,5 +1,6 @@
 """Calibration: every sample is judged only by members that were not trained on it."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,11 +29,11 @@ from esad_med.method.member import (
     load_weights,
     residual_quantiles,
 )
-from esad_med.method.networks import NetworkSpec
+from esad_med.method.networks import STEP, NetworkSpec
 from esad_med.method.transforms import InputTransform, as_batch
 
 _QUANTILES = 1001
-_DISTANCE_ROWS = 4000  # normals: 64,000 positions of 64-pixel tiles
+_DISTANCE_POSITIONS = 64_000  # of 4,000 tiles of 64 pixels
 _UNIT = {"reconstruction_weight": 0.0, "norm_weight": 0.0}
 
 
@@ -83,8 +84,12 @@ def calibrate(
         held.append(
             _HeldOut(
                 fold,
-                held_out_terms(network, data, fold.held_normals, config, views=views),
-                held_out_terms(network, data, fold.held_outliers, config, views=views),
+                held_out_terms(
+                    network, data, fold.held_normals, config, views=views, distance=True
+                ),
+                held_out_terms(
+                    network, data, fold.held_outliers, config, views=views, distance=True
+                ),
             )
         )
     statistics = _statistics([part.normals for part in held], config)
@@ -110,7 +115,9 @@ def fit_distance(
     network = load_weights(spec, weights, device).eval()
     assert network.scored is not None
     rows, latents = data.fold.normals, []
-    rows = rows[:: max(1, len(rows) // _DISTANCE_ROWS)]
+    sides = data.samples.shape[1:3] if spec.kind == "image" else ()
+    count = max(1, _DISTANCE_POSITIONS // math.prod(-(-side // STEP) for side in sides))
+    rows = rows[:: -(-len(rows) // count)]
     with torch.inference_mode():
         for start in range(0, len(rows), SCORING_BATCH):
             x = data.transform(as_batch(data.samples, rows[start : start + SCORING_BATCH]))

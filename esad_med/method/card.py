@@ -74,9 +74,11 @@ def _score_text(contract: Contract) -> str:
             f"{100 * calibration.auc:.1f} %, mean over single members ({calibration.outliers}"
             " labeled outliers; weights and stopping may have been chosen on the same samples)"
         )
+    latent = contract.network.distance
+    norm = "norm" if latent == "none" else f"norm (the Mahalanobis distance of {latent})"
     return (
         f"score = {fusion.reconstruction_weight:.4g} x reconstruction + {fusion.norm_weight:.4g} x"
-        f" norm, both {unit}; the weights are {how}.\n\nPercentiles are among"
+        f" {norm}, both {unit}; the weights are {how}.\n\nPercentiles are among"
         f" {calibration.normals} normals held out by {calibration.held_out_by}.\n\nAUC on held-out"
         f" training data: {auc}"
     )

@@ -231,9 +231,18 @@ class TrainConfig(Spec):
         )
 
     @model_validator(mode="after")
-    def _least_below_most(self) -> "TrainConfig":
+    def _without_contradiction(self) -> "TrainConfig":
         if self.most_steps is not None and self.least_steps > self.most_steps:
             raise ValueError("least_steps is above most_steps")
+        if self.data.turned_per_batch:
+            if self.kind == "vector":
+                raise ValueError("data.turned_per_batch: vectors cannot be turned; set it to 0")
+            if self.augment.rotations or self.test_time_augmentation > 1:
+                raise ValueError(
+                    "data.turned_per_batch makes turned normals outliers, augment.rotations and"
+                    " test_time_augmentation take them for normal; set kind=upright,"
+                    " augment.rotations=false and test_time_augmentation=1"
+                )
         return self
 
     @model_validator(mode="before")

@@ -105,13 +105,15 @@ class Detector:
     ) -> Scores:
         """Score samples, in order (Eq. 17 and its terms).
 
-        In float32 the scores do not depend on batch size or order beyond 1e-5.
+        In float32 the scores do not depend on batch size or order beyond 1e-5, or 1e-4 where a
+        distance is scored.
 
         Args:
             batches: one array (n, h, w, c) or (n, d), or an iterable of them.
             batch_size: how many samples go through the network at a time.
-            precision: bfloat16 is faster where the hardware has it, and less exact; float64 gives
-                the same scores in any batch to the last digit.
+            precision: bfloat16 is faster where the hardware has it, and less exact (a distance,
+                `network.distance`, would drown in its rounding and is scored in float32); float64
+                gives the same scores in any batch to the last digit.
             progress: called with the number of samples scored so far.
 
         Raises:
@@ -131,6 +133,8 @@ class Detector:
         """Both terms of one batch of samples by each member, before they are fused."""
         self.check_samples(samples)
         spec = self.contract.terms
+        if precision == "bfloat16" and self.contract.network.distance != "none":
+            precision = "float32"
         with torch.inference_mode(), _exactly(self.device, precision):
             x, networks = self._input(samples), self._networks
             if precision == "float64":
@@ -380,6 +384,7 @@ def network_terms(
     spec: Any,
     views: int = 1,
     upright: EsadOutput | None = None,
+    distance: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Both terms of Eq. 17 by one network for input x, each (n,) float32, mean over the views.
 
@@ -389,6 +394,7 @@ def network_terms(
         spec: how the terms are taken.
         views: of test-time augmentation.
         upright: the network's output for x itself, where it is known already.
+        distance: take the norm that is scored; False takes ‖z_hat‖, which is trained.
     """
     indices = views_of(tuple(x.shape[1:]), views) if x.ndim == 4 else [0]
     first, second = [], []
@@ -396,7 +402,7 @@ def network_terms(
         turned = view(x, index).contiguous(memory_format=torch.channels_last) if index else x
         output = upright if upright is not None and not index else network(turned)
         first.append(reconstruction_error(output.x_hat, turned, reduction=spec.reduction))
-        scored = network.scored(output) if network.scored else output.z_hat
+        scored = network.scored(output) if network.scored and distance else output.z_hat
         second.append(latent_norm(scored, norm=spec.norm, pool=spec.pool))
     return torch.stack(first).mean(0), torch.stack(second).mean(0)
 

@@ -216,8 +216,8 @@ class Member:
 
     def _validate(self, epoch: int) -> Row:
         fold, network = self.data.fold, self._judged()
-        normal = held_out_terms(network, self.data, fold.held_normals, self.config, views=1)
-        outlier = held_out_terms(network, self.data, fold.held_outliers, self.config, views=1)
+        normal = held_out_terms(network, self.data, fold.held_normals, self.config)
+        outlier = held_out_terms(network, self.data, fold.held_outliers, self.config)
         if not all(np.isfinite(terms).all() for terms in (*normal, *outlier)):
             raise self._diverged(epoch, "a held-out score")
         level = float(normal.reconstruction.mean())
@@ -320,9 +320,18 @@ class AutocastInferer(SimpleInferer):  # type: ignore[misc] # MONAI is untyped
 
 
 def held_out_terms(
-    network: Network, data: MemberData, rows: Indices, config: TrainConfig, *, views: int
+    network: Network,
+    data: MemberData,
+    rows: Indices,
+    config: TrainConfig,
+    *,
+    views: int = 1,
+    distance: bool = False,
 ) -> HeldOutTerms:
-    """Both terms of Eq. 17 for rows of the store by one network, in evaluation mode, float32."""
+    """Both terms of Eq. 17 for rows of the store by one network, in evaluation mode, float32.
+
+    While it trains, the norm is ‖z_hat‖: a distance is fitted when the weights are final.
+    """
     device = next(network.parameters()).device
     training = network.training
     network.eval()
@@ -331,7 +340,7 @@ def held_out_terms(
         for start in range(0, len(rows), SCORING_BATCH):
             samples = as_batch(data.samples, rows[start : start + SCORING_BATCH])
             x = data.transform(samples.to(device))
-            terms = network_terms(network, x, spec=config.loss, views=views)
+            terms = network_terms(network, x, spec=config.loss, views=views, distance=distance)
             parts.append(torch.stack(terms).double().cpu().numpy())
     network.train(training)
     joined = np.concatenate([np.empty((2, 0)), *parts], axis=1)

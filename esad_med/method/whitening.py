@@ -11,6 +11,7 @@ is the entropy term of the Gaussian that it is.
 
 from typing import Literal
 
+import numpy as np
 import torch
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 SCALE = 0.5
 # Directions with less than this share of the largest variance are noise, and not blown up.
 _SMALLEST_SHARE = 1e-3
+_SMALLEST_LATENT_SHARE = 1e-4  # of the mean square
 
 
 class Whitening(nn.Module):
@@ -73,7 +75,10 @@ class LatentWhitening(nn.Module):
         rows = _rows(latent)[0].double().cpu().numpy()
         covariance = torch.from_numpy(ledoit_wolf(rows)[0])
         variances, directions = torch.linalg.eigh(covariance)
-        scale = variances.clamp(min=max(float(variances[-1]) * 1e-6, 1e-12)).rsqrt()
+        # What varies by less than a hundredth of the latent's size is not blown up: rounding is
+        # a millionth of it.
+        floor = max(float(np.square(rows).mean()), 1e-8) * _SMALLEST_LATENT_SHARE
+        scale = variances.clamp(min=floor).rsqrt()
         self.mean.copy_(torch.from_numpy(rows.mean(0)))
         self.matrix.copy_(directions @ torch.diag(scale) @ directions.T)
 

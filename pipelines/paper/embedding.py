@@ -16,7 +16,7 @@ from esad_med.base.runs import Say, write_csv
 from esad_med.baselines.deep_sad import DeepSad
 from esad_med.baselines.training import apply
 from esad_med.method.fitting import TrainingData, fit_detector
-from pipelines.paper.data import as_input, read_run
+from pipelines.paper.data import Loaded, as_input, read_run
 from pipelines.paper.figures import write_embedding
 from pipelines.paper.methods import baseline_settings, esad_config
 from pipelines.paper.protocols import RunData
@@ -86,11 +86,12 @@ def write_tsne(
         CaseError: too few samples.
         ModelError: a training diverged.
     """
-    data = read_run(run, folder=folder, leaking=config.leaking).data
+    loaded = read_run(run, folder=folder, leaking=config.leaking)
+    data = loaded.data
     groups = groups_of(data, run)
     index = draw_samples(groups, seed=run.seed, most=MOST_SAMPLES)
     say(f"t-SNE of {run.key}: training ESAD and Deep SAD")
-    codes = learn_codes(data, index, run, config)
+    codes = learn_codes(loaded, index, run, config)
     say(f"t-SNE of {run.key}: {len(index)} test samples, {len(codes)} layouts")
     layouts = {name: lay_out(code, seed=run.seed) for name, code in codes.items()}
     embedding = Embedding(index, data.test_classes[index], groups[index], layouts)
@@ -121,7 +122,7 @@ def draw_samples(groups: npt.NDArray[np.str_], *, seed: int, most: int) -> Indic
 
 
 def learn_codes(
-    data: RunData, index: Indices, run: Run, config: BenchmarkConfig
+    loaded: Loaded, index: Indices, run: Run, config: BenchmarkConfig
 ) -> dict[str, Codes]:
     """Train both methods; "deep_sad", "z", "z_hat" -> codes of these test samples, (n, d).
 
@@ -129,7 +130,9 @@ def learn_codes(
         CaseError: too few training samples.
         ModelError: a training diverged.
     """
-    detector = fit_detector(TrainingData(data.train, data.y, "image"), esad_config(run, config))
+    data = loaded.data
+    training = TrainingData(data.train, data.y, "image", loaded.train_rows)
+    detector = fit_detector(training, esad_config(run, config))
     z, z_hat = detector.latents(data.test[index])
     settings = baseline_settings(run, config)
     train, test = as_input(replace(data, test=data.test[index]))

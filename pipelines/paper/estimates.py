@@ -173,7 +173,7 @@ def _guess_esad(run: Run, count: int, shape: Shape, config: BenchmarkConfig) -> 
     own = esad_config(run, config)
     normals = own.data.batch_size
     steps = -(-round(count * (1 - own.data.validation)) // normals)
-    batch = normals + own.data.outliers_per_batch * bool(run.gamma_l)
+    batch = normals + own.data.outliers_per_batch * bool(run.gamma_l) + own.data.turned_per_batch
     trained = own.planned_epochs(steps) * steps
     spec = network_spec(shape, own, source=run.key)
     if is_vector(run):

@@ -19,7 +19,7 @@ from esad_med.base.store import SampleStore
 from pipelines.cells import tile_cells
 from pipelines.paper.settings import MEDICAL, BenchmarkConfig
 from pipelines.pathology import load_target
-from pipelines.xray_store import XrayStoreConfig, make_xray_store
+from pipelines.xray_store import XrayStoreConfig, make_xray_store, plan_xray_store
 
 #: Called with the store's folder and ``progress``; returns a summary that says what it holds.
 Maker = Callable[..., object]
@@ -113,7 +113,10 @@ def store_sizes(out: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
 
 
 def describe_store(store: SampleStore) -> str:
-    """How many samples a store has and what was set aside, for people who read its results."""
+    """How many samples a store has, which (SHA-256) and what was set aside.
+
+    It stands beside every result (`Result.source`), and tells results of other samples apart.
+    """
     counts = count_set_aside(store.path)
     listed = len(store) + counts["find"] + counts["read"]
     labeled = int(((store.rows["semi_label"] == -1) & (store.rows["split"] == "train")).sum())
@@ -124,7 +127,10 @@ def describe_store(store: SampleStore) -> str:
         f"{counts['cell']} listed cells could not be used": counts["cell"],
         "no labeled outlier among them": not labeled,
     }
-    told = [f"{len(store)} samples", *(fact for fact, holds in facts.items() if holds)]
+    told = [
+        f"{len(store)} samples, {store.digest[:12]}",
+        *(fact for fact, holds in facts.items() if holds),
+    ]
     return f"{store.path.name} ({'; '.join(told)})"
 
 
@@ -177,6 +183,7 @@ def _xray_maker(name: str, root: Path, config: BenchmarkConfig) -> Maker:
         lists.append(f"{split}{equals}{_find_list(folders, stem)}")
     chosen = build_spec(XrayStoreConfig, settings, source=name)
     table = config.table or _find_table(folders)
+    plan_xray_store(table, lists, chosen)  # a damaged list is found before anything is made
     return partial(make_xray_store, [root], table, config=chosen, lists=lists)
 
 

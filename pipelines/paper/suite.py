@@ -10,6 +10,7 @@ from typing import Any
 
 from esad_med.base.errors import ConfigError
 from esad_med.base.runs import Progress, Say, no_progress
+from esad_med.base.store import SampleStore
 from pipelines.paper.data import read_run
 from pipelines.paper.estimates import (
     PUBLISHED_SIZES,
@@ -29,6 +30,7 @@ from pipelines.paper.settings import MEDICAL, BenchmarkConfig
 from pipelines.paper.stores import (
     Maker,
     count_set_aside,
+    describe_store,
     find_makers,
     make_stores,
     missing_stores,
@@ -206,13 +208,14 @@ def run_suite(
         CaseError: the data is missing or damaged.
     """
     folder, makers = samples_folder(plan, given), dict[str, Maker]()
-    if plan.unprepared:
+    if plan.unprepared or given is not None:
         root = data_folder(plan.config.suite, given)
         makers = find_makers(plan.unprepared, root, plan.config)
     _check_samples([run for run in plan.todo if run.data not in makers], plan.config, folder)
     taken = BenchmarkFolder(plan.out, plan.whole, say)
     make_stores(makers, folder, say=say, progress=progress)
     _check_samples([run for run in plan.todo if run.data in makers], plan.config, folder)
+    _check_sources(list(taken.outcomes.values()), stores_folder(plan.out))
     work = partial(run_chunk, config=plan.config, folder=folder, out=plan.out)
     with closing(run_chunks(make_chunks(plan.todo), work, jobs=plan.jobs)) as found:
         for count, outcome in enumerate(found, start=1):
@@ -238,6 +241,25 @@ def _check_samples(runs: Sequence[Run], config: BenchmarkConfig, folder: Path) -
     """Read every data set once: what is wrong with it should be found before hours, not after."""
     for run in {run.data: run for run in runs}.values():
         read_run(run, folder=folder, leaking=config.leaking)
+
+
+def _check_sources(outcomes: Sequence[Outcome], stores: Path) -> None:
+    """Results of other samples than those of today must not enter one mean, or one figure."""
+    for file in sorted(stores.glob("*/store.json")):
+        store = SampleStore(file.parent)
+        now = describe_store(store)
+        other = [
+            found.run.key
+            for found in outcomes
+            if isinstance(found, Result)
+            and found.run.data == store.path.name
+            and found.source != now
+        ]
+        if other:
+            raise ConfigError(
+                f"{store.path}: holds other samples than {len(other)} finished runs had, such as"
+                f" {other[0]}; choose another --out"
+            )
 
 
 def _line(outcome: Outcome) -> str:

@@ -37,6 +37,23 @@ def test_the_users_epochs_are_not_stretched_by_the_preset() -> None:
     assert both.planned_epochs(2) == 50
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["data.turned_per_batch=4"], "set kind=upright"),
+        (["kind=upright", "augment.rotations=true"], "augment.rotations=false"),
+        (["kind=upright", "test_time_augmentation=4"], "test_time_augmentation=1"),
+        (["kind=vector", "data.turned_per_batch=4"], "vectors cannot be turned"),
+        (["kind=upright", "data.outliers_per_batch=0"], "needs balanced batches"),
+    ],
+)
+def test_turned_normals_are_not_outliers_and_normal_at_once(
+    changes: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(TrainConfig, overrides=changes)
+
+
 @pytest.mark.parametrize("preset", ["paper", "recommended"])
 def test_config_to_yaml_to_config(tmp_path: Path, preset: str) -> None:
     config = load_config(TrainConfig, overrides=[f"preset={preset}", "data.labeled_count=20"])

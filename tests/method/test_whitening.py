@@ -8,12 +8,12 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
-from esad_med.base.store import SampleStore
+from esad_med.base.store import SampleStore, write_store
 from esad_med.method.config import TrainConfig
 from esad_med.method.datasets import choose_training_set
 from esad_med.method.detector import Detector
 from esad_med.method.folds import Fold, split_folds
-from esad_med.method.member import Member, MemberData
+from esad_med.method.member import Member, MemberData, held_out_terms
 from esad_med.method.networks import ImageNetwork, ImageNetworkSpec, build_network
 from esad_med.method.problem import network_spec
 from esad_med.method.trainer import train
@@ -117,31 +117,86 @@ def test_latents_that_never_vary_give_finite_distances() -> None:
     assert module((torch.ones(2, 3) + 1e-3,) * 3).isfinite().all()
 
 
-@pytest.mark.parametrize("distance", ["z", "z_hat"])
-@pytest.mark.parametrize("kind", ["upright", "vector"])
+@pytest.fixture
+def varied_store(image_store: SampleStore, tmp_path: Path) -> SampleStore:
+    """The pictures of `image_store` with contents that differ, so that latents do."""
+    rng = np.random.default_rng(1)
+    coarse = rng.integers(0, 255, (60, 4, 4, 3)).repeat(4, axis=1).repeat(4, axis=2)
+    x = np.clip(coarse + image_store.samples[:] // 10, 0, 255).astype(np.uint8)
+    keys = ("kind", "modality", "value_range", "mpp", "preparation")
+    contract = {key: image_store.contract[key] for key in keys}
+    return write_store(tmp_path / "varied", x, image_store.rows, contract)
+
+
+@pytest.mark.parametrize(
+    ("kind", "distance"), [("upright", "z"), ("vector", "z"), ("vector", "z_hat")]
+)
 def test_a_detector_scores_the_distance_from_the_normals_it_was_trained_on(
-    image_store: SampleStore, vector_store: MakeStore, tmp_path: Path, kind: str, distance: str
+    varied_store: SampleStore, vector_store: MakeStore, tmp_path: Path, kind: str, distance: str
 ) -> None:
-    store = image_store if kind == "upright" else vector_store()
-    values = {
-        "kind": kind,
-        "network": {"width": 1 / 16, "distance": distance},
-        "epochs": 1,
-        "members": 1,
-        "precision": "float32",
-    }
-    detector = train(store, TrainConfig.model_validate(values), tmp_path / "detector")
-    z, z_hat = detector.latents(store.samples)
-    found = detector.terms(store.samples).norm[0]
-    chosen = z if distance == "z" else z_hat
+    store = varied_store if kind == "upright" else vector_store()
+    config = TrainConfig.model_validate(
+        {
+            "kind": kind,
+            "network": {"width": 1 / 16, "distance": distance},
+            "epochs": 5,
+            "members": 2,
+            "precision": "float32",
+            "ema": 0,
+        }
+    )
+    detector = train(store, config, tmp_path / "detector")
+    chosen = detector.latents(store.samples)[0 if distance == "z" else 1]  # of the first member
     mean, matrix = (detector.weights[f"member0.scored.{name}"].numpy() for name in WHITENING)
     rows = chosen.reshape(len(chosen), len(mean), -1)  # (n, c, positions)
+    fold = split_folds(
+        choose_training_set(store, config.data, seed=config.seed),
+        store.rows,
+        count=2,
+        validation=config.data.validation,
+        seed=config.seed,
+    )[0]
+    assert len(fold.held_normals)
+    of_normals = rows[fold.normals].mean((0, 2))
+    np.testing.assert_allclose(mean, of_normals, rtol=1e-3, atol=1e-6)
+    off = np.abs(mean - of_normals).max()
+    others = rows[np.concatenate([fold.normals, fold.held_normals])].mean((0, 2))
+    assert off < 0.1 * np.abs(mean - others).max()  # what was held out is not in it
     whitened = np.einsum("ij,njp->nip", matrix, rows - mean[:, None])
-    np.testing.assert_allclose(found, np.sqrt((whitened**2).sum((1, 2))), rtol=1e-3)
-    normal = store.rows["semi_label"].to_numpy() > 0
-    center = rows[normal].mean((0, 2))  # those held out among them
-    assert np.abs(center - mean).max() < np.abs(center).max()
+    found = detector.terms(store.samples).norm[0]
+    np.testing.assert_allclose(found, np.sqrt((whitened**2).sum((1, 2))), rtol=1e-2)
     again = Detector.load(tmp_path / "detector")
-    np.testing.assert_array_equal(
-        again.score(store.samples).score, detector.score(store.samples)[0]
-    )
+    own = detector.score(store.samples)
+    np.testing.assert_array_equal(again.score(store.samples).score, own.score)
+
+
+@pytest.mark.parametrize(("kind", "distance"), [("upright", "z"), ("vector", "z_hat")])
+def test_a_distance_does_not_hang_on_the_batch_or_the_precision(
+    varied_store: SampleStore, vector_store: MakeStore, tmp_path: Path, kind: str, distance: str
+) -> None:
+    store = varied_store if kind == "upright" else vector_store()
+    network = {"width": 1 / 16, "distance": distance}
+    values = {"kind": kind, "network": network, "epochs": 5, "members": 1, "ema": 0}
+    detector = train(store, TrainConfig.model_validate(values), tmp_path / "detector")
+    own = detector.score(store.samples)
+    one_by_one = detector.score(store.samples, batch_size=1)
+    np.testing.assert_allclose(one_by_one.score, own.score, atol=1e-4)
+    rounded = detector.score(store.samples, precision="bfloat16")
+    np.testing.assert_array_equal(rounded.score, own.score)
+    exact = detector.score(store.samples, precision="float64")
+    np.testing.assert_allclose(exact.score, own.score, atol=1e-4)
+    card = (tmp_path / "detector" / "README.md").read_text()
+    assert f"the Mahalanobis distance of {distance}" in card
+
+
+def test_while_it_trains_the_norm_of_z_hat_is_judged(image_store: SampleStore) -> None:
+    config = TrainConfig.model_validate({"kind": "upright", "network": {"width": 1 / 16}})
+    transform = InputTransform(value_range=image_store.value_range, image=True)
+    fold = Fold(*(np.arange(48),) * 2, *(np.arange(48),) * 2)
+    data = MemberData(image_store.samples, fold, transform)
+    spec = network_spec(image_store.samples.shape[1:], config, source="store")
+    network = build_network(spec).eval()
+    found = held_out_terms(network, data, np.arange(5), config).norm
+    with torch.inference_mode():
+        z_hat = network(transform(image_store.samples[:5].copy())).z_hat
+    np.testing.assert_allclose(found, z_hat.flatten(1).norm(dim=1), rtol=1e-4)

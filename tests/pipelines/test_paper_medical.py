@@ -93,7 +93,7 @@ def test_radiographs_run_through_to_the_table_and_the_figure(
     outcome = run_command(*nih_command, *QUICK, "--seeds", 0)
     assert outcome.code == 0, outcome.err
     table = (out / "table3.md").read_text()
-    for told in ("paper 94.6 ± 0.4", "paper 59.8 ± 0.1", "DPA 58.5 ± 0.0", "nih-pa (34 samples)"):
+    for told in ("paper 94.6 ± 0.4", "paper 59.8 ± 0.1", "DPA 58.5 ± 0.0", "nih-pa (34 samples, "):
         assert told in table
     results = {row["key"]: row for row in rows_of(out / "results.csv")}
     assert len(results) == 9
@@ -238,6 +238,33 @@ def test_other_settings_do_not_join_samples_that_are_there(
     assert "holds runs with other settings (lists was" in outcome.err
 
 
+def test_results_of_other_samples_do_not_enter_one_mean(run_command, nih_command, nih, tmp_path):
+    pa = (*FOREST, "--set", "data_sets=[nih-pa]")
+    store = tmp_path / "out" / "stores" / "nih-pa"
+    assert run_command(*nih_command, *pa, "--seeds", 0).code == 0
+    shutil.rmtree(store)
+    images = tmp_path / "images"
+    shutil.copytree(nih, images)
+    next(images.rglob("00000001_000.png")).unlink()
+    fewer = [images if word == nih else word for word in nih_command]
+    outcome = run_command(*fewer, *pa, "--seeds", "0-1")
+    assert outcome.code == 4
+    assert "nih-pa: holds other samples than 1 finished runs had" in outcome.err
+    shutil.rmtree(store)
+    assert run_command(*nih_command, *pa, "--seeds", "0-1").code == 0  # the same again
+
+
+def test_a_folder_that_is_not_there_is_told_though_the_samples_are_made(
+    run_command, nih_command, nih, tmp_path
+):
+    pa = (*FOREST, "--set", "data_sets=[nih-pa]")
+    assert run_command(*nih_command, *pa).code == 0
+    wrong = [tmp_path / "nowhere" if word == nih else word for word in nih_command]
+    outcome = run_command(*wrong, *pa)
+    assert outcome.code == 4
+    assert "nowhere: no such folder" in outcome.err
+
+
 def test_a_failed_preparation_may_be_tried_with_other_settings(
     run_command, nih_command, nih, tmp_path
 ):
@@ -263,7 +290,7 @@ def test_what_is_missing_or_damaged_is_counted_and_told(run_command, nih_command
     told = "1 of 34 listed images are not in the folder; 1 images could not be read"
     assert told in (tmp_path / "out" / "table3.md").read_text()
     assert told in outcome.err
-    assert "2 listed pictures set aside" in outcome.out
+    assert "2 pictures or list entries set aside" in outcome.out
 
 
 def test_a_test_set_without_anomalies_is_refused(run_command, nih_command, lists, tmp_path):
