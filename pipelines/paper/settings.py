@@ -177,6 +177,8 @@ class BenchmarkConfig(Spec):
             if name not in known:
                 raise ValueError(f"{self.suite} has no {name}; it has {', '.join(known)}")
         if own_keys := {"seed", "preset", "kind"} & {*self.esad, *self.baselines}:
+            if own_keys == {"kind"}:
+                raise ValueError(f"kind is the suite's own, of {self.suite} it cannot be changed")
             raise ValueError(f"{min(own_keys)} is each run's own; choose with seeds and methods")
         if self.suite == "odds" and self.width is not None:
             raise ValueError("width is of the image network, the tables of odds hold vectors")

@@ -168,6 +168,7 @@ def test_seeds_are_ranges_and_lists():
         (("odds", "--set", "esad.loss.lambda9=1"), "esad: loss.lambda9: unknown key"),
         (("odds", "--set", "baselines.kernal_rows=9"), "did you mean 'kernel_rows'?"),
         (("odds", "--set", "esad.seed=1"), "seed is each run's own"),
+        (("mnist", "--set", "esad.kind=image"), "kind is the suite's own, of mnist"),
         (("odds", "--data", "nowhere"), "nowhere: no such folder"),
     ],
 )
