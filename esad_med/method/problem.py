@@ -37,7 +37,7 @@ class Problem:
     """Samples, which of them each member trains on and holds out, the network, the settings.
 
     Attributes:
-        samples: (n, h, w, c) or (n, d), of all rows.
+        samples: of all rows, pictures (n, h, w, c), or vectors (n, d) that are scaled already.
         input: what the detector will accept.
         chosen: the rows trained on.
         folds: one per member.
@@ -62,9 +62,8 @@ class Problem:
 
     @property
     def transform(self) -> InputTransform:
-        """From samples to network input."""
-        own = self.input
-        return InputTransform(value_range=own.value_range, image=own.is_image, scaling=self.scaling)
+        """From these samples to network input."""
+        return InputTransform(value_range=self.input.value_range, image=self.input.is_image)
 
 
 def pose_problem(
@@ -99,7 +98,12 @@ def pose_problem(
         hold_outliers=learned or config.patience is not None or config.select == "best",
         seed=config.seed,
     )
-    used = np.concatenate([chosen.normals, chosen.outliers])
+    scaling = None
+    if spec.kind == "vector":
+        used = np.concatenate([chosen.normals, chosen.outliers])
+        scaling = fit_scaling(samples[used], config.scale)
+        scaled = InputTransform(value_range=accepts.value_range, image=False, scaling=scaling)
+        samples = scaled(np.array(samples)).numpy()  # once, not in every batch
     return Problem(
         samples=samples,
         input=accepts,
@@ -107,7 +111,7 @@ def pose_problem(
         folds=folds if config.folds == "cross" else folds * config.members,
         config=config,
         network=spec,
-        scaling=fit_scaling(samples[used], config.scale) if spec.kind == "vector" else None,
+        scaling=scaling,
         data_digest=data_digest,
         rows_digest=rows_digest,
         preparation=preparation,
@@ -198,7 +202,7 @@ def network_spec(shape: tuple[int, ...], config: TrainConfig, *, source: str) ->
             distance=net.distance,
         )
     return VectorNetworkSpec(
-        features=shape[0],
+        features=shape[0] * config.scale.inputs_per_column,
         hidden=net.hidden or default_hidden(shape[0]),
         normalization=net.normalization,
         latent_activation=net.latent_activation or "linear",
