@@ -41,7 +41,7 @@ def test_scikit_learns_checks_pass() -> None:
 def test_it_works_in_a_pipeline_under_cross_validation(
     table: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    model = make_pipeline(StandardScaler(), quick(epochs=60))
+    model = make_pipeline(StandardScaler(), ESADDetector(random_state=0))
     folds = StratifiedKFold(2, shuffle=True, random_state=0)
     assert cross_val_score(model, *table, cv=folds, scoring="roc_auc").min() > 0.9
 

@@ -95,7 +95,11 @@ def test_the_same_training_gives_the_same_weights(
 DROPOUT = {"network": {"dropout": 0.2}, "augment": {"noise": 0.3}}
 
 
-FALLING: dict[str, Any] = {"optimizer": {"lr": 1e-2}, "loss": {"lambda1": 10}}
+FALLING: dict[str, Any] = {
+    "optimizer": {"lr": 1e-2},
+    "loss": {"lambda1": 10},
+    "scale": {"method": "standard"},
+}
 
 
 @pytest.mark.parametrize("select", ["last", "best"])
