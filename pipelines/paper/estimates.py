@@ -15,7 +15,7 @@ from esad_med.baselines.autoencoder import Autoencoder
 from esad_med.baselines.base import BaselineSettings
 from esad_med.baselines.catalog import make_baseline
 from esad_med.method.devices import choose_device
-from esad_med.method.networks import NetworkSpec, build_network
+from esad_med.method.networks import NetworkSpec, VectorNetworkSpec, build_network
 from esad_med.method.problem import network_spec
 from pipelines.paper.data import is_vector
 from pipelines.paper.methods import (
@@ -176,8 +176,9 @@ def _guess_esad(run: Run, count: int, shape: Shape, config: BenchmarkConfig) -> 
     batch = normals + own.data.outliers_per_batch * bool(run.gamma_l) + own.data.turned_per_batch
     trained = own.planned_epochs(steps) * steps
     spec = network_spec(shape, own, source=run.key)
-    if is_vector(run):
-        return own.members * trained * _WHOLE_STEP * _step_seconds(spec, (128, *shape), own.device)
+    if isinstance(spec, VectorNetworkSpec):
+        step = _step_seconds(spec, (128, spec.features), own.device)
+        return own.members * trained * _WHOLE_STEP * step
     scored = _TEST_IMAGES * own.test_time_augmentation / 3  # forward only
     sides = (-(-side // _SIDE) * _SIDE for side in shape[:2])
     sample = _step_seconds(spec, (_FEW, shape[2], *sides), own.device) / _FEW
