@@ -4,6 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
+from pyod.models.knn import KNN
+from pyod.utils.data import evaluate_print
+from pyod.utils.utility import precision_n_scores
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -44,6 +47,19 @@ def test_it_works_in_a_pipeline_under_cross_validation(
     model = make_pipeline(StandardScaler(), ESADDetector(random_state=0))
     folds = StratifiedKFold(2, shuffle=True, random_state=0)
     assert cross_val_score(model, *table, cv=folds, scoring="roc_auc").min() > 0.9
+
+
+def test_pyod_evaluates_it_beside_its_own(
+    table: tuple[np.ndarray, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = table
+    truth, scores = y == -1, -ESADDetector(members=2, random_state=0).fit(x, y).score_samples(x)
+    evaluate_print("ESAD", truth, scores)
+    evaluate_print("KNN", truth, KNN().fit(x).decision_scores_)
+    ours, theirs = capsys.readouterr().out.splitlines()[:2]
+    assert ours.startswith("ESAD ROC:")
+    assert theirs.startswith("KNN ROC:")
+    assert precision_n_scores(truth, scores) > 0.8
 
 
 def test_labels_are_what_it_learns_from(table: tuple[np.ndarray, np.ndarray]) -> None:
