@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from esad_med.base.config import dump_yaml, load_config
 from esad_med.base.errors import ConfigError
@@ -23,6 +23,8 @@ from esad_med.base.runs import (
     write_json,
     write_text,
 )
+from esad_med.baselines.base import BaselineSettings
+from esad_med.method.config import Kind, PresetName, TrainConfig
 from pipelines.paper.runs import (
     RESULT_COLUMNS,
     FailedRun,
@@ -32,7 +34,7 @@ from pipelines.paper.runs import (
     read_outcome,
     result_row,
 )
-from pipelines.paper.settings import BenchmarkConfig
+from pipelines.paper.settings import ESAD_SETTINGS, BenchmarkConfig
 from pipelines.paper.stores import stores_folder
 
 _COMMAND = "benchmark"
@@ -82,12 +84,18 @@ def join_earlier(out: Path, config: BenchmarkConfig) -> BenchmarkConfig:
     """The settings with the runs that the folder has already.
 
     Raises:
-        ConfigError: it has runs, or samples for them, with other settings.
+        ConfigError: it has runs, or samples for them, with other settings or of other presets.
     """
     begun = (out / "run.json").exists() and (out / "config.yaml").exists()
     holds = read_outcomes(out) or any(stores_folder(out).glob("*/store.json"))
-    if not (begun and holds) or read_json(out / "run.json", ConfigError).get("command") != _COMMAND:
+    facts = read_json(out / "run.json", ConfigError) if begun and holds else {}
+    if facts.get("command") != _COMMAND:
         return config  # new, or refused when it is claimed
+    if facts.get("recipes") != _recipes(config):
+        raise ConfigError(
+            f"{out}: holds runs of an earlier version, whose presets differ from today's; choose"
+            " another --out"
+        )
     earlier = load_config(BenchmarkConfig, out / "config.yaml")
     old, new = earlier.model_dump(), config.model_dump()
     changed = [
@@ -144,9 +152,20 @@ def _write_versions(out: Path, config: BenchmarkConfig, say: Say) -> str:
     earlier: Mapping[str, Any] = read_json(file, ConfigError)["versions"] if file.exists() else {}
     if earlier and stamp not in earlier:
         say(f"{out}: earlier runs were made with other versions, see run.json")
-    facts = {"command": _COMMAND, "suite": config.suite, "versions": {**earlier, stamp: now}}
-    write_json(file, facts)
+    facts = {"command": _COMMAND, "suite": config.suite, "recipes": _recipes(config)}
+    write_json(file, {**facts, "versions": {**earlier, stamp: now}})
     return stamp
+
+
+def _recipes(config: BenchmarkConfig) -> str:
+    """A digest of what every method starts from, which a new version may change."""
+    presets = [
+        TrainConfig.model_validate({"preset": name, "kind": kind}).model_dump(mode="json")
+        for name in get_args(PresetName)
+        for kind in get_args(Kind)
+    ]
+    start = [presets, ESAD_SETTINGS[config.suite], BaselineSettings().model_dump(mode="json")]
+    return digest_bytes(json.dumps(start, sort_keys=True).encode())[:12]
 
 
 def as_failure(failed: FailedRun) -> Failure:

@@ -15,6 +15,7 @@ from data_prep.odds import TABLE_7, Table
 from esad_med.base.config import load_config
 from esad_med.base.errors import ConfigError, ModelError
 from esad_med.cli.benchmark import parse_seeds
+from esad_med.method.config import PRESETS
 from esad_med.method.problem import network_spec
 from pipelines.paper import data, methods
 from pipelines.paper.data import as_input, read_run
@@ -220,6 +221,18 @@ def test_an_interrupted_benchmark_goes_on_to_the_same_results(run_command, tmp_p
     assert "6 runs, 6 done, 0 to do" in again.err
     assert "AUC" not in again.err
     assert results_of(torn) == results_of(whole)
+
+
+def test_runs_of_other_presets_do_not_join(run_command, tmp_path, monkeypatch):
+    arguments = (*QUICK, "--methods", "oc-svm", "--out", tmp_path / "out")
+    assert run_command("benchmark", "odds", *arguments, "--seeds", "0").code == 0
+    with monkeypatch.context() as patch:
+        patch.setitem(PRESETS["recommended"]["vector"], "epochs", 7)
+        outcome = run_command("benchmark", "odds", *arguments, "--seeds", "0-1")
+    assert outcome.code == 4
+    assert "an earlier version, whose presets differ" in outcome.err
+    assert len(results_of(tmp_path / "out")) == 1
+    assert run_command("benchmark", "odds", *arguments, "--seeds", "0-1").code == 0
 
 
 def test_parts_in_any_order_give_the_results_of_the_whole(run_command, tmp_path):
