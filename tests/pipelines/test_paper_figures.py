@@ -240,6 +240,7 @@ def test_latents_are_those_of_the_first_member_whatever_the_batch():
     samples = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
     y = np.repeat(np.array([1, -1], np.int8), [50, 10])
     settings = ["kind=vector", "network.hidden=[8,4]", "members=2", "epochs=1", "least_steps=0"]
+    settings += ["network.distance=none"]  # the norm term is that of z_hat itself
     detector = fit_detector(TrainingData(samples, y), load_config(TrainConfig, None, settings))
     z, z_hat = detector.latents(samples)
     assert z.shape == z_hat.shape == (60, 4)
