@@ -44,22 +44,20 @@ class Scaling(Spec):
         center: of each column, then of each normal score: (d,) or (2 d,).
         scale: of the same; 1 for what was constant in training.
         clip: largest value either way after scaling, None for no limit.
-        quantiles: of each column, (d, k), at normal scores evenly spaced from -limit to limit;
-            empty without normal scores.
-        limit: the outermost normal score.
+        quantiles: of each column, (d, k), at normal scores evenly spaced up to the clip either way,
+            or up to 3; empty without normal scores.
     """
 
     center: tuple[float, ...]
     scale: tuple[float, ...]
     clip: float | None = None
     quantiles: tuple[tuple[float, ...], ...] = ()
-    limit: float = Field(_LIMIT, gt=0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Scale x (n, d) to (n, d), or with normal scores to (n, 2 d)."""
         center, scale, quantiles = (t.to(x.device) for t in self._tensors)
         if self.quantiles:
-            x = torch.cat([x, normal_scores(x, quantiles, self.limit)], 1)
+            x = torch.cat([x, normal_scores(x, quantiles, _limit(self.clip))], 1)
         z = (x - center) / scale
         return z if self.clip is None else z.clamp(-self.clip, self.clip)
 
@@ -100,7 +98,7 @@ def fit_scaling(samples: npt.NDArray[Any], config: ScaleConfig) -> Scaling | Non
     center, scale = _center_scale(x)
     if config.method == "standard":
         return Scaling(center=tuple(center), scale=tuple(scale), clip=config.clip)
-    limit = config.clip or _LIMIT
+    limit = _limit(config.clip)
     levels = np.linspace(-limit, limit, _LEVELS)
     quantiles = np.ascontiguousarray(np.quantile(x, ndtr(levels), axis=0).T)  # (d, levels)
     constant = _is_constant(x)
@@ -114,7 +112,6 @@ def fit_scaling(samples: npt.NDArray[Any], config: ScaleConfig) -> Scaling | Non
         scale=tuple(scale),
         clip=config.clip,
         quantiles=tuple(map(tuple, quantiles.tolist())),
-        limit=limit,
     )
 
 
@@ -138,6 +135,11 @@ def normal_scores(x: Tensor, quantiles: Tensor, limit: float) -> Tensor:
     between = left + share * (right - left)
     place = torch.where(up_to > below, (below + up_to - 1) / 2, between)
     return (2 * limit / last * place - limit).T
+
+
+def _limit(clip: float | None) -> float:
+    """The outermost normal score."""
+    return _LIMIT if clip is None else clip
 
 
 def _center_scale(x: npt.NDArray[np.float64]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -93,7 +93,7 @@ def join_earlier(out: Path, config: BenchmarkConfig) -> BenchmarkConfig:
         return config  # new, or refused when it is claimed
     if facts.get("recipes") != _recipes(config):
         raise ConfigError(
-            f"{out}: holds runs of an earlier version, whose presets differ from today's; choose"
+            f"{out}: holds runs of another version, whose presets differ from this one's; choose"
             " another --out"
         )
     earlier = load_config(BenchmarkConfig, out / "config.yaml")
@@ -149,7 +149,8 @@ def _write_versions(out: Path, config: BenchmarkConfig, say: Say) -> str:
     now = versions()
     stamp = digest_bytes(json.dumps(now).encode())[:12]
     file = out / "run.json"
-    earlier: Mapping[str, Any] = read_json(file, ConfigError)["versions"] if file.exists() else {}
+    facts = read_json(file, ConfigError) if file.exists() else {}
+    earlier: Mapping[str, Any] = facts.get("versions", {})
     if earlier and stamp not in earlier:
         say(f"{out}: earlier runs were made with other versions, see run.json")
     facts = {"command": _COMMAND, "suite": config.suite, "recipes": _recipes(config)}
