@@ -71,7 +71,8 @@ def _write_curves(path: Path, table: TableName, cells: Sequence[Cell]) -> list[P
             axes.set_xlabel(PLOTS[table])
         counts = sorted({len(cell.results) for cell in cells})
         runs = " to ".join(f"{count}" for count in dict.fromkeys((counts[0], counts[-1])))
-        all_axes[0].set_ylabel(f"AUC in %, mean ± sd, n = {runs}")
+        of = "one run" if runs == "1" else f"mean ± sd, n = {runs}"
+        all_axes[0].set_ylabel(f"AUC in %, {of}")
         _legend(figure, all_axes[0], "lower left")
         return save_both(path, figure)
 

@@ -132,6 +132,17 @@ def test_no_bar_is_cut_off_in_any_panel(tmp_path, monkeypatch):
     assert recommended.get_ylim()[0] < 10
 
 
+@pytest.mark.parametrize(("outliers", "label"), [("one", "one run"), ("all", "mean ± sd, n = 9")])
+def test_the_axis_says_of_how_many_runs(tmp_path, monkeypatch, outliers, label):
+    config = config_of(
+        *("tables=[fig2]", "normal_classes=[0]", "lambda1=[1]", f"outlier_classes={outliers}")
+    )
+    kept = []
+    monkeypatch.setattr(figures, "save_both", lambda path, figure: kept.append(figure) or [])
+    write_plots(tmp_path, config, results_of(config))
+    assert kept[0].axes[0].get_ylabel() == f"AUC in %, {label}"
+
+
 def test_zero_stands_left_of_all_others_on_a_log_axis():
     np.testing.assert_allclose(log_places(np.array([0, 0.01, 1])), [0.001, 0.01, 1])
     np.testing.assert_allclose(log_places(np.array([0.5, 2])), [0.5, 2])
