@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from esad_med.base.plain import is_plain
 from esad_med.method.config import TrainConfig
 from esad_med.method.datasets import Indices
 from esad_med.method.folds import Fold
@@ -26,14 +27,16 @@ from esad_med.method.transforms import (
     wrong_target,
 )
 
+_MOST_RESIDENT = 0.25  # of the device's free memory
+
 
 class Batch(TypedDict):
-    """Stored samples (b, ...), semi-labels (b,), rows (b,), and which are to be turned (b,)."""
+    """Stored samples (b, ...) and rows (b,): normals, then outliers, then normals to be turned."""
 
     samples: Tensor
-    y: Tensor
     rows: Tensor
-    turned: Tensor
+    normals: int
+    turned: int
 
 
 class TrainingBatches:
@@ -41,6 +44,8 @@ class TrainingBatches:
 
     All random numbers of an epoch come from (seed, member, epoch), so a resumed training draws
     what an uninterrupted one draws, and nothing of a generator needs to be stored.
+
+    On CUDA the samples are held on the device, as bytes, where they fit.
 
     Attributes:
         epoch: 1, 2, ...; to be set by `start_epoch` before an epoch is drawn.
@@ -66,6 +71,7 @@ class TrainingBatches:
         self.balanced = self.beside + self.turned > 0
         self.generator = torch.Generator(device)
         self._fixed: tuple[Tensor, Tensor] | None = None
+        self._resident = _on_device(samples, device)
         self.start_epoch(1)
 
     def start_epoch(self, epoch: int) -> None:
@@ -95,11 +101,17 @@ class TrainingBatches:
             turned = rng.choice(normals, self.turned) if self.turned else normals[:0]
             rows = np.concatenate([normals, outliers, turned])
             yield Batch(
-                samples=as_batch(self.samples, rows),
-                y=torch.where(torch.arange(len(rows)) < len(normals), 1.0, -1.0),
+                samples=self._take(rows),
                 rows=torch.from_numpy(rows),
-                turned=torch.arange(len(rows)) >= len(rows) - len(turned),
+                normals=len(normals),
+                turned=len(turned),
             )
+
+    def _take(self, rows: Indices) -> Tensor:
+        if self._resident is None:
+            return as_batch(self.samples, rows)
+        chosen = torch.from_numpy(rows).to(self._resident.device, non_blocking=True)
+        return self._resident.index_select(0, chosen)
 
     def prepare_batch(
         self, batch: Batch, device: torch.device, non_blocking: bool = False, **_: Any
@@ -108,21 +120,21 @@ class TrainingBatches:
 
         Normals aim at themselves, labeled outliers at x_tilde; both are augmented first.
         """
-        config, generator = self.config, self.generator
+        config, generator, first = self.config, self.generator, batch["normals"]
         x = self.transform(batch["samples"].to(device, non_blocking=non_blocking))
-        y = batch["y"].to(device, non_blocking=non_blocking)
         x = shift(random_views(x, config.augment, generator), config.augment.shift, generator)
         x = jitter(x, config.augment, generator)
-        if self.turned:
-            x[batch["turned"]] = turn(x[batch["turned"]], generator)
-        outlier = y < 0
+        y = torch.ones(len(x), device=x.device)
+        y[first:] = -1
+        if batch["turned"]:
+            x[-batch["turned"] :] = turn(x[-batch["turned"] :], generator)
         target = x
-        if bool((batch["y"] < 0).any()):
+        if first < len(x):
             x = x.clone()
-            x[outlier] = mix(x[outlier], config.augment.mixup, generator)
+            x[first:] = mix(x[first:], config.augment.mixup, generator)
             target = x.clone()
             if config.target.exists:
-                target[outlier] = self._wrong_targets(x[outlier], batch["rows"][batch["y"] < 0])
+                target[first:] = self._wrong_targets(x[first:], batch["rows"][first:])
         return corrupt(x, config.augment, generator), Target(target, y)
 
     def _wrong_targets(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -173,6 +185,15 @@ class TrainingBatches:
             chosen = order[number * size : (number + 1) * size]
             normal = chosen < len(self.fold.normals)
             yield rows[chosen[normal]], rows[chosen[~normal]]
+
+
+def _on_device(samples: npt.NDArray[Any], device: torch.device) -> Tensor | None:
+    """All samples on a CUDA device, or None where they stay where they are."""
+    if device.type != "cuda" or is_plain("device"):
+        return None
+    if samples.nbytes > _MOST_RESIDENT * torch.cuda.mem_get_info(device)[0]:
+        return None
+    return torch.from_numpy(np.array(samples)).to(device)
 
 
 def derive_seed(*numbers: int) -> int:

@@ -1,5 +1,7 @@
 """Where to compute, and what the hardware is good at."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from esad_med.base.errors import ConfigError
@@ -26,3 +28,15 @@ def computes_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def fastest_kernels(device: torch.device) -> AbstractContextManager[object]:
+    """Let cuDNN try its kernels for each shape and keep the fastest, as training's shapes repeat."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(
+        enabled=True,
+        benchmark=True,
+        deterministic=False,
+        allow_tf32=torch.backends.cudnn.allow_tf32,
+    )

@@ -18,15 +18,18 @@ from torch import Tensor, nn
 
 from esad_med.base.errors import ModelError
 from esad_med.base.interrupts import raise_if_interrupted
+from esad_med.base.plain import is_plain
 from esad_med.method.batches import TrainingBatches, derive_seed
 from esad_med.method.checkpoints import State, load_checkpoint, save_checkpoint
 from esad_med.method.config import TrainConfig
 from esad_med.method.datasets import Indices
 from esad_med.method.detector import network_terms
+from esad_med.method.devices import fastest_kernels
 from esad_med.method.folds import Fold
 from esad_med.method.fusion import Fusion, fit_statistics
-from esad_med.method.losses import EsadLoss
-from esad_med.method.networks import Network, NetworkSpec, build_network, place
+from esad_med.method.graphs import GraphedStep, update_with
+from esad_med.method.losses import EsadLoss, Target
+from esad_med.method.networks import ImageNetwork, Network, NetworkSpec, build_network, place
 from esad_med.method.optimization import WeightAverage, learning_rate, make_optimizer
 from esad_med.method.scores import rank_auc
 from esad_med.method.terms import residual_map
@@ -36,6 +39,8 @@ from esad_med.method.whitening import fit_whitening
 _engine_logger = logging.getLogger(f"{__name__}.engine")
 _engine_logger.setLevel(logging.CRITICAL + 1)  # ignite logs every exception that we raise anyway
 SCORING_BATCH = 256
+_STEPS_COMPILED = 5000
+_STEPS_UNSEEN = 50  # between looks at the loss on CUDA, each of which waits for the device
 _WHITENED_PIXELS = 500 * 64 * 64
 
 Row = dict[str, float]
@@ -86,7 +91,7 @@ class Member:
             fit_whitening(self.network, self._some_normals())
         self.average = WeightAverage(self.network, config.ema)
         pairs = [(p, p.ndim > 1) for p in self.network.parameters()]
-        self.optimizer = make_optimizer(pairs, config.optimizer)
+        self.optimizer = make_optimizer(pairs, config.optimizer, fused=device.type == "cuda")
         self.loss = EsadLoss(config.loss, wrong_targets=config.target.exists)
         self.batches = TrainingBatches(
             data.samples,
@@ -100,7 +105,8 @@ class Member:
         self.history: list[Row] = []
         self.finished = False
         self.best: dict[str, Any] = {"value": -math.inf, "epoch": 0, "weights": {}}
-        self._sums = torch.zeros(4, device=device)
+        self._infer = AutocastInferer(device, enabled=bfloat16)
+        self._sums = torch.zeros(5, device=device)  # loss, its three terms; finite gradients
 
     def train(self, on_epoch: Callable[[Row], None]) -> None:
         """Train up to the planned epochs; a checkpoint is kept after each where there is a folder.
@@ -111,6 +117,8 @@ class Member:
         done = len(self.history)
         if self.finished or done >= self.epochs:
             return
+        graphed = self.device.type == "cuda" and not is_plain("graphs")
+        parameters = list(self.network.parameters())
         trainer = SupervisedTrainer(
             device=self.device,
             max_epochs=self.epochs,
@@ -120,7 +128,11 @@ class Member:
             loss_function=self.loss,
             epoch_length=len(self.batches),
             prepare_batch=self.batches.prepare_batch,
-            inferer=AutocastInferer(self.device, enabled=self.bfloat16),
+            iteration_update=update_with(GraphedStep(self._backward, parameters))
+            if graphed
+            else None,
+            inferer=self._infer,
+            non_blocking=True,
             decollate=False,
             optim_set_to_none=True,
         )
@@ -128,7 +140,10 @@ class Member:
         trainer.state.epoch = done
         trainer.state.iteration = done * len(self.batches)
         self._attach(trainer, on_epoch)
-        trainer.run()
+        if self._is_worth_compiling():
+            self.network.compile()
+        with fastest_kernels(self.device):
+            trainer.run()
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that the settings choose: averaged or raw, of the last or the best epoch."""
@@ -146,6 +161,12 @@ class Member:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best, self.finished = state["history"], state["best"], state["finished"]
         return True
+
+    def _is_worth_compiling(self) -> bool:
+        """Whether the steps saved are worth the minute that torch's compiler takes on CUDA."""
+        steps = (self.epochs - len(self.history)) * len(self.batches)
+        able = self.device.type == "cuda" and isinstance(self.network, ImageNetwork)
+        return able and steps >= _STEPS_COMPILED and not is_plain("compile")
 
     def _some_normals(self) -> Tensor:
         """Training normals of about two million pixels as network input, the same each time."""
@@ -169,22 +190,13 @@ class Member:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
 
-        def check_loss(engine: Engine) -> None:
-            loss = engine.state.output["loss"].detach()
-            if not torch.isfinite(loss):
-                raise self._diverged(engine.state.epoch, "the loss")
-            assert self.loss.terms is not None
-            self._sums += torch.stack([loss, *self.loss.terms])
-
-        def clip(engine: Engine) -> None:
-            limit = self.config.optimizer.clip
-            if limit is None:
-                return
-            size = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-            if not torch.isfinite(size):
-                raise self._diverged(engine.state.epoch, "the gradient")
+        def end_step(engine: Engine) -> None:
+            self.average.update()
+            if self.device.type != "cuda" or engine.state.iteration % _STEPS_UNSEEN == 0:
+                self._check_sums(engine.state.epoch)
 
         def end_epoch(engine: Engine) -> None:
+            self._check_sums(engine.state.epoch)
             if not all(torch.isfinite(p).all() for p in self.network.state_dict().values()):
                 raise self._diverged(engine.state.epoch, "the weights")
             row = self._judge(engine.state.epoch)
@@ -195,14 +207,41 @@ class Member:
 
         trainer.add_event_handler(Events.EPOCH_STARTED, start_epoch)
         trainer.add_event_handler(Events.ITERATION_STARTED, start_step)
-        trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, check_loss)
-        trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, clip)
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.average.update())
+        trainer.add_event_handler(
+            IterationEvents.LOSS_COMPLETED, lambda engine: self._add(engine.state.output["loss"])
+        )
+        trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, lambda _: self._clip())
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, end_step)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, end_epoch)
+
+    def _backward(self, x: Tensor, target: Target) -> Tensor:
+        """What MONAI's iteration does between the batch and the optimizer, for a graph."""
+        loss: Tensor = self.loss(self._infer(x, self.network), target)
+        self._add(loss)
+        loss.backward()  # type: ignore[no-untyped-call] # torch's own
+        self._clip()
+        return loss.detach()
+
+    def _add(self, loss: Tensor) -> None:
+        assert self.loss.terms is not None
+        self._sums[:4] += torch.stack([loss.detach(), *self.loss.terms])
+
+    def _clip(self) -> None:
+        limit = self.config.optimizer.clip
+        if limit is not None:
+            size = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+            self._sums[4] += 0 * size  # NaN where the gradient is not finite
+
+    def _check_sums(self, epoch: int) -> None:
+        *loss, gradient = self._sums.tolist()
+        if not (all(map(math.isfinite, loss)) and math.isfinite(gradient)):
+            found = "the gradient" if all(map(math.isfinite, loss)) else "the loss"
+            raise self._diverged(epoch, found)
 
     def _judge(self, epoch: int) -> Row:
         """The log's row of an epoch: mean loss terms, and AUC on the held-out samples."""
-        loss, reconstruction, norm, assistance = (self._sums / len(self.batches)).tolist()
+        sums = self._sums[:4] / len(self.batches)
+        loss, reconstruction, norm, assistance = sums.tolist()
         row = {
             "member": float(self.index),
             "epoch": float(epoch),

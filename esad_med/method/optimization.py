@@ -13,13 +13,14 @@ from esad_med.method.networks import Network
 
 
 def make_optimizer(
-    parameters: Iterable[tuple[Tensor, bool]], config: OptimizerConfig
+    parameters: Iterable[tuple[Tensor, bool]], config: OptimizerConfig, *, fused: bool = False
 ) -> torch.optim.Optimizer:
     """The configured optimizer.
 
     Args:
         parameters: each with whether weight decay applies: to weights, not to biases and norms.
         config: the settings.
+        fused: update all weights by one kernel; for CUDA.
     """
     pairs = list(parameters)
     groups: list[dict[str, Any]] = [
@@ -27,9 +28,9 @@ def make_optimizer(
         {"params": [p for p, decays in pairs if not decays], "weight_decay": 0.0},
     ]
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr)
+    return kind(groups, lr=config.lr, fused=fused)
 
 
 def learning_rate(step: int, steps_per_epoch: int, epochs: int, config: OptimizerConfig) -> float:
@@ -82,21 +83,18 @@ class WeightAverage:
         self.decay = decay
         self.steps = 0
         self.network = copy.deepcopy(network).eval() if decay else None
-        pairs = (
-            zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
-            if self.network
-            else []
-        )
-        # state_dict shares memory with the network, so the pairs stay valid while it trains
-        self._pairs = [(mean, now) for mean, now in pairs if mean.is_floating_point()]
+        kept = self.network.state_dict().values() if self.network else []
+        # state_dict shares memory with the network, so these stay valid while it trains
+        self._means = [mean for mean in kept if mean.is_floating_point()]
+        self._now = [now for now in network.state_dict().values() if now.is_floating_point()]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights of this step."""
         self.steps += 1
         decay = average_decay(self.steps, self.decay)
-        for mean, now in self._pairs:
-            mean.lerp_(now, 1 - decay)
+        if self.network:
+            torch._foreach_lerp_(self._means, self._now, 1 - decay)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

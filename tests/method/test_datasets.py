@@ -215,7 +215,7 @@ def test_balanced_batches_hold_a_fixed_number_of_outliers(
     drawn = list(batches)
     assert len(drawn) == len(batches) == 3
     for batch in drawn:
-        assert batch["y"].tolist() == [1] * 16 + [-1] * 4
+        assert (batch["normals"], len(batch["rows"])) == (16, 20)
         assert set(batch["rows"][16:].tolist()) <= set(range(60, 70))
     normals = np.concatenate([b["rows"][:16] for b in drawn])
     assert set(normals) == set(range(45))
@@ -258,11 +258,12 @@ def test_unbalanced_batches_draw_each_sample_once(
     config = vector_config(data={"outliers_per_batch": 0, "batch_size": 18})
     batches = batches_of(vector_store(), config)
     drawn = list(batches)
-    assert [len(b["y"]) for b in drawn] == [18, 18, 18]  # no batch of one: 55 = 3 * 18 + 1
+    assert [len(b["rows"]) for b in drawn] == [18, 18, 18]  # no batch of one: 55 = 3 * 18 + 1
     assert len(batches) == 3
     rows = np.concatenate([b["rows"] for b in drawn])
     assert len(set(rows)) == 54
-    assert all(((b["rows"] >= 60) == (b["y"] < 0)).all() for b in drawn)
+    assert all((b["rows"][: b["normals"]] < 60).all() for b in drawn)
+    assert all((b["rows"][b["normals"] :] >= 60).all() for b in drawn)
 
 
 def test_an_epoch_depends_on_seed_member_and_number_only(
@@ -292,7 +293,7 @@ def test_batches_have_the_sizes_that_they_say(
     config = vector_config(data={"batch_size": size, "outliers_per_batch": beside})
     store = vector_store(normals=normals)
     batches = batches_of(store, config)
-    assert [len(batch["y"]) for batch in batches] == batches.sizes
+    assert [len(batch["rows"]) for batch in batches] == batches.sizes
     assert len(batches) == len(batches.sizes)
     assert min(batches.sizes) > 1
 
