@@ -31,7 +31,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def fastest_kernels(device: torch.device) -> AbstractContextManager[object]:
-    """Let cuDNN try its kernels for each shape and keep the fastest, as training's shapes repeat."""
+    """Let cuDNN try its kernels for each shape: the shapes of training repeat."""
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(
