@@ -39,7 +39,7 @@ from esad_med.method.whitening import fit_whitening
 _engine_logger = logging.getLogger(f"{__name__}.engine")
 _engine_logger.setLevel(logging.CRITICAL + 1)  # ignite logs every exception that we raise anyway
 SCORING_BATCH = 256
-_STEPS_COMPILED = 5000
+STEPS_COMPILED = 5000
 _STEPS_UNSEEN = 50  # between looks at the loss on CUDA, each of which waits for the device
 _WHITENED_PIXELS = 500 * 64 * 64
 
@@ -166,7 +166,7 @@ class Member:
         """Whether the steps saved are worth the minute that torch's compiler takes on CUDA."""
         steps = (self.epochs - len(self.history)) * len(self.batches)
         able = self.device.type == "cuda" and isinstance(self.network, ImageNetwork)
-        return able and steps >= _STEPS_COMPILED and not is_plain("compile")
+        return able and steps >= STEPS_COMPILED and not is_plain("compile")
 
     def _some_normals(self) -> Tensor:
         """Training normals of about two million pixels as network input, the same each time."""

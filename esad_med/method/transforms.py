@@ -1,5 +1,6 @@
 """From stored samples to network input; x_tilde of labeled outliers; augmentation of a batch."""
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -103,7 +104,13 @@ def random_views(x: Tensor, spec: AugmentSpec, generator: torch.Generator) -> Te
     turns = (0, 1, 2, 3) if spec.rotations and square else (0, 2) if spec.rotations else (0,)
     choices = [t + 4 * f for f in ((0, 1) if spec.flips else (0,)) for t in turns]
     draw = torch.randint(len(choices), (len(x),), generator=generator, device=x.device)
-    return each_view(x, torch.tensor(choices, device=x.device)[draw])
+    return each_view(x, _numbers(tuple(choices), x.device)[draw])
+
+
+@lru_cache(maxsize=64)
+def _numbers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """A small table on the device, kept: copying it there would wait for all queued work."""
+    return torch.tensor(values, device=device)
 
 
 def each_view(x: Tensor, indices: Tensor) -> Tensor:
@@ -112,11 +119,17 @@ def each_view(x: Tensor, indices: Tensor) -> Tensor:
     One look-up of pixels: on CUDA nothing is waited for, as masks of a batch would be.
     """
     n, c, h, w = x.shape
-    pixel = torch.arange(h * w, device=x.device).view(1, 1, h, w)
-    views = [view(pixel, index if h == w else index & 6).flatten() for index in range(VIEWS)]
-    source = torch.stack(views)[indices] + h * w * torch.arange(n, device=x.device)[:, None]
+    source = _sources(h, w, x.device)[indices] + h * w * torch.arange(n, device=x.device)[:, None]
     pixels = x.permute(0, 2, 3, 1).reshape(n * h * w, c)  # channels last, as they lie in memory
     return pixels.index_select(0, source.flatten()).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=8)
+def _sources(height: int, width: int, device: torch.device) -> Tensor:
+    """Which pixel each pixel of each view comes from, (8, h w); quarter turns of squares alone."""
+    pixel = torch.arange(height * width, device=device).view(1, 1, height, width)
+    indices = [index if height == width else index & 6 for index in range(VIEWS)]
+    return torch.stack([view(pixel, index).flatten() for index in indices])
 
 
 def shift(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
