@@ -4,9 +4,9 @@ r"""Training of the image network against plain PyTorch loops: pictures per seco
 
 Pictures of 64 x 64 x 3, random bytes. The peer is what one writes first: the same network in
 float32 as PyTorch makes it, the same batches drawn and augmented by the same code, forward, loss,
-backward, Adam. On CUDA PyTorch's convolutions round to TF32 by default; a second peer forbids that. ``bare``
-is our own step (precision, layout, running mean of weights) without MONAI's trainer. Best of three
-epochs each, the first left out: it compiles and warms up.
+backward, Adam. On CUDA PyTorch's convolutions round to TF32 by default; a second peer forbids
+that. The bare loop is our own step (precision, layout, running mean of weights) without MONAI's
+trainer. Best of three epochs each; the first, which compiles and warms up, is left out.
 """
 
 import argparse
