@@ -11,9 +11,11 @@ import numpy.typing as npt
 import openslide
 from PIL import Image
 
+from data_prep.direct import VENDORS, DirectReader, open_direct
 from data_prep.slide_header import find_mpp, fingerprint_file, refuse_deep_pixels
 from esad_med.base.errors import SlideError
 from esad_med.base.interrupts import raise_if_interrupted
+from esad_med.base.plain import is_plain
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Slide:
     ) -> None:
         """Open ``path``; see `open_slide`."""
         self.path = path
+        self._direct: DirectReader | None = None
         self._handle = _open_handle(path)
         try:
             refuse_deep_pixels(path)
@@ -67,6 +70,7 @@ class Slide:
             self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
             self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
             self.vendor = str(self._handle.properties.get("openslide.vendor", "unknown"))
+            self._is_direct = self.vendor in VENDORS and not is_plain("reader")
             self.mpp, self.mpp_source = find_mpp(
                 path.name, dict(self._handle.properties), given=mpp, otherwise=mpp_otherwise
             )
@@ -88,6 +92,8 @@ class Slide:
     def close(self) -> None:
         """Close the file; reading from it afterwards is a mistake."""
         self._handle.close()
+        if self._direct is not None:
+            self._direct.close()
 
     @property
     def fingerprint(self) -> str:
@@ -95,14 +101,22 @@ class Slide:
         return fingerprint_file(self.path)
 
     def read_region(
-        self, xy_level0: tuple[int, int], level: int, size_px: tuple[int, int]
+        self,
+        xy_level0: tuple[int, int],
+        level: int,
+        size_px: tuple[int, int],
+        *,
+        out: npt.NDArray[np.uint8] | None = None,
     ) -> npt.NDArray[np.uint8]:
         """Read pixels of one level.
+
+        They are decoded directly where that gives the same and `is_plain` does not forbid it.
 
         Args:
             xy_level0: top-left corner (x, y) in level-0 pixels.
             level: index into ``level_downsamples``.
             size_px: (width, height) in pixels of that level.
+            out: (height, width, 3) uint8 to read into, or None.
 
         Returns:
             (height, width, 3) uint8, OpenSlide's pixels; white outside the scanned area.
@@ -113,6 +127,45 @@ class Slide:
         if size_px[0] * size_px[1] > _READ_PIXELS or not 0 <= level < len(self.level_sizes):
             raise ValueError(f"read_region of {size_px} at level {level} is out of bounds")
         raise_if_interrupted()
+        if out is None:
+            out = np.empty((size_px[1], size_px[0], 3), np.uint8)
+        if not self._read_directly(xy_level0, level, out):
+            out[:] = self._read_by_openslide(xy_level0, level, size_px)
+        return out
+
+    def _read_directly(
+        self, xy_level0: tuple[int, int], level: int, out: npt.NDArray[np.uint8]
+    ) -> bool:
+        """Fill ``out``, or say that OpenSlide must: between two pixels it interpolates."""
+        downsample = round(self.level_downsamples[level])
+        if not self._is_direct or self.level_downsamples[level] != downsample:
+            return False
+        x, y = xy_level0
+        if x % downsample or y % downsample:
+            return False
+        if self._direct is None:
+            self._direct = open_direct(
+                self.path, level_sizes=self.level_sizes, read_region=self._pixels_of_level
+            )
+            self._is_direct = self._direct is not None
+        return self._direct is not None and self._direct.read(
+            (x // downsample, y // downsample), level, out
+        )
+
+    def _pixels_of_level(
+        self, xy: tuple[int, int], level: int, size_px: tuple[int, int]
+    ) -> npt.NDArray[np.uint8] | None:
+        """OpenSlide's pixels at a corner in pixels of a level that has a whole downsample."""
+        downsample = round(self.level_downsamples[level])
+        try:
+            corner = (xy[0] * downsample, xy[1] * downsample)
+            return self._read_by_openslide(corner, level, size_px)
+        except SlideError:
+            return None
+
+    def _read_by_openslide(
+        self, xy_level0: tuple[int, int], level: int, size_px: tuple[int, int]
+    ) -> npt.NDArray[np.uint8]:
         try:
             return _on_white(self._handle.read_region(xy_level0, level, size_px))
         except openslide.OpenSlideError as error:

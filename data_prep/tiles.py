@@ -148,22 +148,28 @@ def read_tiles(
     """
     if grid.slide_size != slide.size_level0:
         raise ValueError(f"the grid was planned on another slide than {slide.path.name}")
-    size = (grid.read_px, grid.read_px)
+    size, whole = (grid.read_px, grid.read_px), grid.read_px == grid.tile_px
+    corners = grid.xy_level0.tolist()
     for start in range(0, len(grid), batch):
-        indices, tiles = [], []
-        for index in range(start, min(start + batch, len(grid))):
-            x, y = grid.xy_level0[index].tolist()
+        wanted = range(start, min(start + batch, len(grid)))
+        tiles = np.empty((len(wanted), grid.tile_px, grid.tile_px, 3), np.uint8)
+        indices: list[int] = []
+        for index in wanted:
+            tile = tiles[len(indices)]
+            x, y = corners[index]
             try:
-                region = slide.read_region((x, y), grid.level, size)
+                if whole:
+                    slide.read_region((x, y), grid.level, size, out=tile)
+                else:
+                    tile[:] = shrink_area(slide.read_region((x, y), grid.level, size), grid.tile_px)
             except SlideError as error:
                 if on_error is None:
                     raise
                 on_error(index, error)
                 continue
             indices.append(index)
-            tiles.append(shrink_area(region, grid.tile_px))
         if indices:
-            yield TileBatch(np.array(indices, np.int64), np.stack(tiles))
+            yield TileBatch(np.array(indices, np.int64), tiles[: len(indices)])
 
 
 def shrink_area(picture: npt.NDArray[np.uint8], edge_px: int) -> npt.NDArray[np.uint8]:
