@@ -312,10 +312,14 @@ def _shrink(rgb: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
     """Means of factor x factor pixels; what is left over at the edges has its own, smaller mean."""
     if factor == 1:
         return rgb
-    rows = np.arange(0, rgb.shape[0], factor)
-    columns = np.arange(0, rgb.shape[1], factor)
-    sums = np.add.reduceat(np.add.reduceat(rgb, rows, 0, dtype=np.uint32), columns, 1)
-    heights = np.diff(np.append(rows, rgb.shape[0]))
-    widths = np.diff(np.append(columns, rgb.shape[1]))
+    height, width = (-(-side // factor) for side in rgb.shape[:2])
+    sums = np.zeros((height, width, 3), np.uint32)
+    for dy in range(factor):
+        for dx in range(factor):
+            part = rgb[dy::factor, dx::factor]
+            sums[: part.shape[0], : part.shape[1]] += part
+    heights, widths = (np.full(count, factor) for count in (height, width))
+    heights[-1] -= height * factor - rgb.shape[0]
+    widths[-1] -= width * factor - rgb.shape[1]
     areas = (heights[:, None] * widths)[..., None]
     return np.asarray((sums + areas // 2) // areas, np.uint8)

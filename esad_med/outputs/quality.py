@@ -127,11 +127,10 @@ def _draw_tiles(
     overlay = Image.new("RGBA", image.size, (0, 0, 0, 0))
     pen = ImageDraw.Draw(overlay)
     scale = _zoom(thumbnail) / downsample
-    for index in np.argsort(tumor, kind="stable"):
-        x0, y0 = corners[index] * scale
-        x1, y1 = (corners[index] + edge_level0) * scale
-        rgb, fill = (_TUMOR_RGB, 90) if tumor[index] else (_TILE_RGB, 25)
-        # A box of a pixel or two still shows: the far corner never falls before the near one.
-        far = (max(x0, x1 - 1), max(y0, y1 - 1))
-        pen.rectangle(((x0, y0), far), outline=(*rgb, 230), fill=(*rgb, fill))
+    near, far = corners * scale, (corners + edge_level0) * scale
+    # A box of a pixel or two still shows: the far corner never falls before the near one.
+    boxes = np.concatenate([near, np.maximum(near, far - 1)], axis=1)
+    for chosen, rgb, fill in ((~tumor, _TILE_RGB, 25), (tumor, _TUMOR_RGB, 90)):
+        for box in boxes[chosen].tolist():
+            pen.rectangle(box, outline=(*rgb, 230), fill=(*rgb, fill))
     return np.asarray(Image.alpha_composite(image, overlay).convert("RGB"))
