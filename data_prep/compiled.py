@@ -5,16 +5,22 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from esad_med.base.plain import is_plain
+
 _log = logging.getLogger(__name__)
 
 
-@cache
 def compile_kernel(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """A plain function as machine code, compiled at first use and kept on disk.
 
     Returns:
-        None where numba is missing; the caller then has a numpy way.
+        None where numba is missing or `is_plain`; the caller then has a numpy way.
     """
+    return None if is_plain("kernels") else _compile(function)
+
+
+@cache
+def _compile(function: Callable[..., Any]) -> Callable[..., Any] | None:
     try:
         import numba
     except ImportError:

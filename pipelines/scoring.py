@@ -17,7 +17,7 @@ from esad_med.base.runs import (
     write_json,
 )
 from esad_med.base.store import SampleStore
-from esad_med.method.detector import Detector
+from esad_med.method.detector import Detector, Precision
 from esad_med.method.scores import Scores, slide_score
 from esad_med.outputs.figures import write_histogram, write_roc
 
@@ -32,6 +32,7 @@ def score_store(
     out: Path,
     *,
     split: str | None = None,
+    precision: Precision = "float32",
     progress: Progress = no_progress,
 ) -> pd.DataFrame:
     """Score the samples of a store into a CSV: the store's rows, score, percentile, both terms.
@@ -41,6 +42,7 @@ def score_store(
         detector: what scores them.
         out: the CSV to write.
         split: only the samples of this split, or all.
+        precision: see `Detector.score`.
         progress: called while samples are scored.
 
     Raises:
@@ -63,7 +65,8 @@ def score_store(
             yield store.samples[chosen[start : start + _BATCH]]
             progress("scoring", min(start + _BATCH, len(chosen)), len(chosen))
 
-    return write_scores(out, store.rows.iloc[chosen], detector, detector.score(batches()))
+    scores = detector.score(batches(), precision=precision)
+    return write_scores(out, store.rows.iloc[chosen], detector, scores)
 
 
 def write_scores(out: Path, rows: pd.DataFrame, detector: Detector, scores: Scores) -> pd.DataFrame:

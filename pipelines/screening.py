@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.slides import Slide
+from data_prep.tiles import TileBatch
 from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml, load_config
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ModelError
+from esad_med.base.overlap import read_ahead
 from esad_med.base.runs import (
     JOURNAL,
     Failure,
@@ -28,7 +30,7 @@ from esad_med.base.runs import (
     write_json,
     write_text,
 )
-from esad_med.method.detector import Detector
+from esad_med.method.detector import Detector, Precision
 from esad_med.method.scores import slide_score
 from pipelines.pathology import (
     LostTiles,
@@ -72,9 +74,13 @@ def screen_slide(
     detector: Detector,
     config: PathologyConfig,
     *,
+    precision: Precision = "float32",
     progress: Progress = no_progress,
 ) -> SlideScores:
-    """Score the tiles of one slide, streaming: no more than a batch of tiles is in memory."""
+    """Score the tiles of one slide, streaming: a few batches of tiles are in memory at a time.
+
+    They are read and normalized in a thread while those before them are scored.
+    """
     target = config_of(detector.contract.preparation)[1]
     annotation = case_annotation(case, slide)
     if annotation and case.truth is None:
@@ -84,13 +90,14 @@ def screen_slide(
     indices: list[npt.NDArray[np.int64]] = []
     lost = LostTiles(case.case_id, grid)
 
-    def tiles() -> Iterator[npt.NDArray[np.uint8]]:
-        for batch in normalized_tiles(prepared, config.stain, target, lost):
+    def tiles(batches: Iterator[TileBatch]) -> Iterator[npt.NDArray[np.uint8]]:
+        for batch in batches:
             indices.append(batch.indices)
             yield batch.tiles
             progress(f"screening {case.case_id}", int(batch.indices[-1]) + 1, len(grid))
 
-    scores = detector.score(tiles())
+    with read_ahead(normalized_tiles(prepared, config.stain, target, lost)) as batches:
+        scores = detector.score(tiles(batches), precision=precision)
     grid = grid.subset(np.concatenate(indices))
     fractions = tumor_fractions(case, annotation, grid)
     _, truth = label_tiles(case, fractions, len(grid), config)
@@ -103,6 +110,7 @@ def screen_slide(
         slide_percentile=float(detector.percentile(np.array([slide_score(scores.score)]))[0]),
         truth=None if truth.isna().any() else truth.to_numpy(dtype=np.int8),
         tissue=prepared.tissue,
+        precision=precision,
         unreadable=lost.failures,
     )
 
@@ -148,6 +156,7 @@ def screen_slides(
     out: Path,
     config: PathologyConfig,
     *,
+    precision: Precision = "float32",
     say: Say,
     progress: Progress = no_progress,
 ) -> ScreeningSummary:
@@ -162,15 +171,17 @@ def screen_slides(
     """
     _refuse_other_folders(out, cases)
     claim_run_folder(out, "screen")
-    earlier = read_earlier(out, cases, detector, config)
+    earlier = read_earlier(out, cases, detector, config, precision)
     write_text(out / "config.yaml", dump_yaml(config))
-    write_json(out / "run.json", run_facts(detector))
+    write_json(out / "run.json", run_facts(detector, precision))
     journal = Journal(out / JOURNAL)
     summary = ScreeningSummary(out)
     for case in cases:
         try:
             with open_case(case) as slide:
-                found = _screen_once(case, slide, detector, out, config, journal, progress)
+                found = _screen_once(
+                    case, slide, detector, out, config, precision, journal, progress
+                )
         except ConfigError:
             raise  # the output folder, not the case
         except EsadError as error:
@@ -206,24 +217,28 @@ def _screen_once(
     detector: Detector,
     out: Path,
     config: PathologyConfig,
+    precision: Precision,
     journal: Journal,
     progress: Progress,
 ) -> dict[str, Any]:
-    key = _case_key(case, slide, detector, config)
+    key = _case_key(case, slide, detector, config, precision)
     result_file = out / case.case_id / "slide.json"
     if journal.is_done(case.case_id, key):
         with suppress(CaseError):  # missing or damaged since: screen it again
             return read_json(result_file, CaseError)
-    result = screen_slide(case, slide, detector, config, progress=progress)
+    result = screen_slide(case, slide, detector, config, precision=precision, progress=progress)
     write_slide_results(out / case.case_id, result, slide, detector)
     journal.record(case.case_id, key)
     return read_json(result_file, ConfigError)
 
 
-def _case_key(case: Case, slide: Slide, detector: Detector, config: PathologyConfig) -> str:
+def _case_key(
+    case: Case, slide: Slide, detector: Detector, config: PathologyConfig, precision: Precision
+) -> str:
     annotation = identity(case.annotation, digest_file)
     facts = (detector.digest, slide.fingerprint, slide.mpp, case.truth, case.patient_id, annotation)
-    return digest_bytes(repr(facts).encode(), config.model_dump_json().encode())
+    rounded = [] if precision == "float32" else [precision.encode()]
+    return digest_bytes(repr(facts).encode(), config.model_dump_json().encode(), *rounded)
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from esad_med.base.cases import Case, read_table
 from esad_med.base.config import dump_yaml
 from esad_med.base.errors import CaseError
 from esad_med.base.runs import Failure, read_json, versions, write_csv, write_failures
-from esad_med.method.detector import Detector
+from esad_med.method.detector import Detector, Precision
 from pipelines.pathology import PathologyConfig
 from pipelines.slide_results import SLIDE_COLUMNS
 
@@ -24,7 +24,11 @@ class Earlier:
 
 
 def read_earlier(
-    out: Path, cases: Sequence[Case], detector: Detector, config: PathologyConfig
+    out: Path,
+    cases: Sequence[Case],
+    detector: Detector,
+    config: PathologyConfig,
+    precision: Precision,
 ) -> Earlier:
     """What earlier runs say of other slides; forgotten where detector or settings were others."""
     config_file, run_file = out / "config.yaml", out / "run.json"
@@ -33,7 +37,9 @@ def read_earlier(
         return Earlier()
     with suppress(CaseError, OSError, UnicodeDecodeError, KeyError, TypeError):
         alike = config_file.read_text(encoding="utf-8") == dump_yaml(config)
-        if alike and read_json(run_file, CaseError)["detector"] == detector.digest:
+        facts = read_json(run_file, CaseError)
+        alike = alike and facts.get("precision", "float32") == precision
+        if alike and facts["detector"] == detector.digest:
             slides, failures = (read_table(path).to_dict("records") for path in tables)
             ids = [case.case_id for case in cases]
             return Earlier(
@@ -81,6 +87,7 @@ def write_tables(
     write_failures(out / "failures.csv", [*earlier.failures, *failures])
 
 
-def run_facts(detector: Detector) -> dict[str, Any]:
+def run_facts(detector: Detector, precision: Precision) -> dict[str, Any]:
     """The content of ``run.json``."""
-    return {"command": "screen", "detector": detector.digest, "versions": versions()}
+    facts = {"detector": detector.digest, "precision": precision, "versions": versions()}
+    return {"command": "screen", **facts}

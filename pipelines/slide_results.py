@@ -14,7 +14,7 @@ from data_prep.tiles import TileGrid, read_tiles
 from data_prep.tissue import TissueMask
 from esad_med.base.cases import Case
 from esad_med.base.runs import Failure, atomic_folder, versions, write_csv, write_json
-from esad_med.method.detector import Detector
+from esad_med.method.detector import Detector, Precision
 from esad_med.method.scores import SLIDE_RULE, Scores, slide_score
 from esad_med.outputs.heatmap import normal_limits, write_heatmap
 from esad_med.outputs.report import SlideReport, TilePicture, write_report
@@ -56,6 +56,7 @@ class SlideScores:
     Attributes:
         grid: the tiles that were scored; ``scores`` and ``percentiles`` are in its order.
         percentiles: (n,) in 0..100, among held-out normals of the detector.
+        precision: what the networks computed in.
         truth: (n,) 0 / 1 where the case is annotated or normal, else None.
     """
 
@@ -67,6 +68,7 @@ class SlideScores:
     slide_percentile: float
     truth: npt.NDArray[np.int8] | None
     tissue: TissueMask
+    precision: Precision
     unreadable: list[Failure]
 
     @property
@@ -218,5 +220,6 @@ def _provenance(result: SlideScores, slide: Slide, detector: Detector) -> dict[s
         "Tiles": f"{grid.tile_px} px at {grid.mpp:.4f} µm/px, level {grid.level} {taken}",
         "Stain normalization": detector.input.stain or "none",
         "Detector": detector.digest,
+        "Scored in": result.precision,
         **{f"Version of {name}": version for name, version in versions().items()},
     }

@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 import typer
 
 from esad_med.cli.app import app, finish, say
-from esad_med.cli.options import ConfigFile, DetectorFolder, Json, Overwrite, Set, overrides
+from esad_med.cli.options import (
+    ConfigFile,
+    DetectorFolder,
+    Json,
+    Overwrite,
+    Precision,
+    Set,
+    overrides,
+)
 
 
 @app.command("train")
@@ -76,6 +84,7 @@ def score(
     out: Annotated[Path, typer.Option(help="CSV to write.")],
     split: Annotated[str | None, typer.Option(help="Only train, val or test.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Precision = "float32",
     as_json: Json = False,
 ) -> None:
     """Score every sample of a store: the score, its percentile and both terms."""
@@ -86,7 +95,9 @@ def score(
 
     model = Detector.load(detector, device=device)
     with ProgressBar() as progress:
-        table = score_store(SampleStore(store), model, out, split=split, progress=progress)
+        table = score_store(
+            SampleStore(store), model, out, split=split, precision=precision, progress=progress
+        )
     summary = {"samples": len(table), "out": str(out), "detector": model.digest}
     finish(summary, [f"{len(table)} scores, in {out}"], as_json=as_json)
 

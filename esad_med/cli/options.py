@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,6 +26,11 @@ Mpp = Annotated[
 Annotations = Annotated[
     Path | None,
     typer.Option(help="Folder of outlines named like the slides: ASAP XML, GeoJSON, mask image."),
+]
+
+Precision = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(help="Of scoring; bfloat16 is faster where the CPU or GPU has it, less exact."),
 ]
 
 

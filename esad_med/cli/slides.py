@@ -12,6 +12,7 @@ from esad_med.cli.options import (
     DetectorFolder,
     Json,
     Mpp,
+    Precision,
     Set,
     Slides,
 )
@@ -25,6 +26,7 @@ def screen(
     annotations: Annotations = None,
     slide_mpp: Mpp = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Precision = "float32",
     config: ConfigFile = None,
     settings: Set = None,
     as_json: Json = False,
@@ -39,7 +41,9 @@ def screen(
     chosen = screening_config(model, config, settings or [])
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations)
     with ProgressBar() as progress:
-        summary = screen_slides(cases, model, out, chosen, say=say, progress=progress)
+        summary = screen_slides(
+            cases, model, out, chosen, precision=precision, say=say, progress=progress
+        )
     lines = [f"{len(summary.slides)} slides screened, in {out} (slides.csv, CASE/report.html)"]
     if summary.failures:
         lines.append(f"{len(summary.failures)} slides or tiles set aside (failures.csv)")

@@ -48,6 +48,7 @@ from esad_med.method.terms import latent_norm, reconstruction_error, residual_ma
 from esad_med.method.transforms import InputTransform, view, views_of
 
 Precision = Literal["float32", "bfloat16", "float64"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 Batches = npt.NDArray[Any] | Iterable[npt.NDArray[Any]]
 WEIGHTS, CONTRACT, CHECKSUMS = "weights.safetensors", "contract.json", "checksums.json"
 
@@ -84,6 +85,7 @@ class Detector:
             scaling=contract.scaling,
         )
         self._networks = [self._build(k) for k in range(contract.members)]
+        self._converted: dict[Precision, list[Network]] = {}
 
     @property
     def digest(self) -> str:
@@ -135,10 +137,10 @@ class Detector:
         spec = self.contract.terms
         if precision == "bfloat16" and self.contract.network.distance != "none":
             precision = "float32"
-        with torch.inference_mode(), _exactly(self.device, precision):
-            x, networks = self._input(samples), self._networks
-            if precision == "float64":
-                x, networks = x.double(), [copy.deepcopy(network).double() for network in networks]
+        with torch.inference_mode(), _exactly(self.device):
+            x = self._input(samples)
+            x = x.double() if precision == "float64" else x
+            networks = self._networks_in(precision)
             found = [
                 network_terms(network, x, spec=spec, views=self.contract.views)
                 for network in networks
@@ -163,7 +165,7 @@ class Detector:
         self.check_samples(samples)
         spec, views = self.contract.terms, self.contract.views
         found, maps = [], []
-        with torch.inference_mode(), _exactly(self.device, "float32"):
+        with torch.inference_mode(), _exactly(self.device):
             x = self._input(samples)
             for network in self._networks:
                 output = network(x)
@@ -201,7 +203,7 @@ class Detector:
         """
         self.check_samples(samples)
         first, second = [], []
-        with torch.inference_mode(), _exactly(self.device, "float32"):
+        with torch.inference_mode(), _exactly(self.device):
             for start in range(0, max(1, len(samples)), batch_size):  # no samples: no latents
                 raise_if_interrupted()
                 output = self._networks[0](self._input(samples[start : start + batch_size]))
@@ -370,6 +372,15 @@ class Detector:
             network = fold_batch_norm(network)
         return place(network, self.device)
 
+    def _networks_in(self, precision: Precision) -> list[Network]:
+        """The members with weights of this precision, converted once."""
+        if precision == "float32":
+            return self._networks
+        if precision not in self._converted:
+            dtype = _DTYPES[precision]
+            self._converted[precision] = [copy.deepcopy(n).to(dtype) for n in self._networks]
+        return self._converted[precision]
+
     def _input(self, samples: npt.NDArray[Any]) -> Tensor:
         copied = np.ascontiguousarray(samples)
         if not copied.flags.writeable:
@@ -396,21 +407,20 @@ def network_terms(
         upright: the network's output for x itself, where it is known already.
         distance: take the norm that is scored; False takes ‖z_hat‖, which is trained.
     """
+    dtype = next(network.parameters()).dtype  # what is rounded are the weights, not the pictures
     indices = views_of(tuple(x.shape[1:]), views) if x.ndim == 4 else [0]
     first, second = [], []
     for index in indices:
         turned = view(x, index).contiguous(memory_format=torch.channels_last) if index else x
-        output = upright if upright is not None and not index else network(turned)
+        output = upright if upright is not None and not index else network(turned.to(dtype))
         first.append(reconstruction_error(output.x_hat, turned, reduction=spec.reduction))
         scored = network.scored(output) if network.scored and distance else output.z_hat
         second.append(latent_norm(scored, norm=spec.norm, pool=spec.pool))
     return torch.stack(first).mean(0), torch.stack(second).mean(0)
 
 
-def _exactly(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Full float32 (cuDNN rounds to TF32 by itself), or bfloat16 where it was asked for."""
-    if precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
+def _exactly(device: torch.device) -> AbstractContextManager[object]:
+    """Full float32 where it is computed in: cuDNN rounds to TF32 by itself."""
     if device.type == "cuda":
         return torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False

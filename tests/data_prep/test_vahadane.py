@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.color import OD_TABLE, ColorHistogram, tissue_pixels
-from data_prep.compiled import compile_kernel
+from data_prep.compiled import _compile, compile_kernel
 from data_prep.slides import open_slide
 from data_prep.stain import StainSpec, fit_stain, normalize_stain
 from data_prep.stain_target import DEFAULT_TARGET
@@ -95,13 +95,13 @@ def test_kernel_and_numpy_agree_and_leave_the_input_alone() -> None:
 
 def test_without_numba_numpy_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    compile_kernel.cache_clear()
+    _compile.cache_clear()
     try:
         assert compile_kernel(remap_kernel) is None
         tiles = stained(5).reshape(4, 100, 100, 3)
         mapped = remap_stains(tiles, MATRIX, np.ones(2), MATRIX, penalty=0.0)
     finally:
-        compile_kernel.cache_clear()
+        _compile.cache_clear()
     assert mapped.shape == tiles.shape
     assert np.abs(mapped.astype(int) - tiles).max() <= 2  # the same stains, up to rounding
 

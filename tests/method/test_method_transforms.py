@@ -12,6 +12,7 @@ from esad_med.method.transforms import (
     InputTransform,
     WrongTargetSpec,
     corrupt,
+    each_view,
     jitter,
     mix,
     random_views,
@@ -147,3 +148,13 @@ def test_erasing_blanks_one_square_in_about_half_of_the_pictures() -> None:
     changed = (corrupt(x, AugmentSpec(erase=0.25), seeded()) != x).flatten(1).sum(1)
     assert set(changed.tolist()) == {0, 16}  # a square of 4 x 4
     assert 60 < (changed > 0).sum() < 140
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 32)])
+def test_each_picture_gets_the_view_of_its_own_index(size: tuple[int, int]) -> None:
+    x = torch.rand(8, 3, *size).contiguous(memory_format=torch.channels_last)
+    indices = torch.tensor([7, 1, 0, 3, 2, 6, 5, 4] if size[0] == size[1] else [6, 0, 2, 4] * 2)
+    found = each_view(x, indices)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for picture, index, one in zip(x, indices.tolist(), found, strict=True):
+        assert torch.equal(one, view(picture[None], index)[0])

@@ -114,6 +114,38 @@ def test_a_second_run_keeps_complete_slides(screened, composed, trained, run_com
             assert (out / name / file).read_bytes() == (screened / name / file).read_bytes()
 
 
+def test_with_every_fast_path_off_the_same_is_found(
+    screened, composed, trained, run_command, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ESAD_PLAIN", "all")
+    slide = composed / "tumor_2.tif"
+    outcome = run_command("screen", slide, "--detector", trained, "--out", tmp_path / "s")
+    assert outcome.code == 0, outcome.err
+    plain = pd.read_csv(tmp_path / "s" / "tumor_2" / "scores.csv").drop(columns=["truth"])
+    fast = pd.read_csv(screened / "tumor_2" / "scores.csv").drop(columns=["truth"])
+    assert (plain[["x_level0", "y_level0"]] == fast[["x_level0", "y_level0"]]).all(axis=None)
+    # numpy computes stains in float64: one gray level in some millionths of the pixels
+    np.testing.assert_allclose(plain["score"], fast["score"], rtol=2e-3, atol=2e-3)
+
+
+def test_a_rougher_precision_is_told_and_not_mixed_with_the_other(
+    screened, composed, trained, run_command, tmp_path
+):
+    out, slides = tmp_path / "s", [composed / f"{name}.tif" for name in ("tumor_2", "normal_2")]
+    for slide, precision in zip(slides, ("bfloat16", "float32"), strict=True):
+        given = ("--detector", trained, "--out", out, "--precision", precision)
+        outcome = run_command("screen", slide, *given)
+        assert outcome.code == 0, outcome.err
+        found = json.loads((out / slide.stem / "slide.json").read_text())
+        assert found["provenance"]["Scored in"] == precision
+        assert len(pd.read_csv(out / "slides.csv")) == 1
+    rough, exact = (
+        pd.read_csv(folder / "tumor_2" / "scores.csv")["score"] for folder in (out, screened)
+    )
+    assert not rough.equals(exact)
+    np.testing.assert_allclose(rough, exact, rtol=0.1, atol=0.1)
+
+
 def test_slides_that_come_later_join_the_table(screened, composed, trained, run_command, tmp_path):
     """Day by day into one folder: the tables keep what was found before."""
     out = tmp_path / "days"
