@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from data_prep.compiled import compile_kernel
 from data_prep.slides import Slide
 from data_prep.tissue import TissueMask
 from esad_med.base.config import Spec
@@ -185,6 +187,11 @@ def shrink_area(picture: npt.NDArray[np.uint8], edge_px: int) -> npt.NDArray[np.
     if picture.shape[0] == edge_px:
         return picture
     factor, rest = divmod(picture.shape[0], edge_px)
+    kernel = compile_kernel(shrink_kernel) if rest == 0 else None
+    if kernel is not None:
+        shrunk = np.empty((edge_px, edge_px, 3), np.uint8)
+        kernel(np.ascontiguousarray(picture), factor, shrunk)
+        return shrunk
     if rest == 0:
         blocks = picture.reshape(edge_px, factor, edge_px, factor, 3)
         sums = blocks.sum(axis=(1, 3), dtype=np.uint32)
@@ -192,6 +199,23 @@ def shrink_area(picture: npt.NDArray[np.uint8], edge_px: int) -> npt.NDArray[np.
     rows = _area_means(picture.astype(np.float64), edge_px)  # (edge_px, e, 3)
     mean = _area_means(rows.swapaxes(0, 1), edge_px).swapaxes(0, 1)  # (edge_px, edge_px, 3)
     return np.asarray(np.floor(mean + (0.5 + 1e-9)), np.uint8)
+
+
+def shrink_kernel(picture: Any, factor: Any, shrunk: Any) -> None:
+    """`shrink_area` by a whole factor into ``shrunk`` (e, e, 3), to be compiled."""
+    edge, area = shrunk.shape[0], factor * factor
+    sums = np.empty(edge * 3, np.uint32)
+    for y in range(edge):
+        sums[:] = area // 2
+        for dy in range(factor):
+            row = picture[y * factor + dy]
+            for x in range(edge):
+                for dx in range(factor):
+                    for channel in range(3):
+                        sums[x * 3 + channel] += row[x * factor + dx, channel]
+        for x in range(edge):
+            for channel in range(3):
+                shrunk[y, x, channel] = sums[x * 3 + channel] // np.uint32(area)
 
 
 def area_shares(

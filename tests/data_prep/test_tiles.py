@@ -239,3 +239,13 @@ def test_subset_by_index_and_by_mask():
     np.testing.assert_array_equal(chosen.xy_level0, grid.xy_level0[[3, 1]])
     assert len(grid.subset(np.arange(len(grid)) < 5)) == 5
     assert chosen.edge_level0 == grid.edge_level0
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 16])
+def test_compiled_and_numpy_means_of_areas_are_equal(
+    factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.random.default_rng(factor).integers(0, 256, (8 * factor,) * 2 + (3,), np.uint8)
+    compiled = shrink_area(picture, 8)
+    monkeypatch.setenv("ESAD_PLAIN", "kernels")
+    np.testing.assert_array_equal(shrink_area(picture, 8), compiled)
