@@ -93,6 +93,13 @@ class DirectReader:
         if x < 0 or y < 0 or x + width > found.size[0] or y + height > found.size[1]:
             return False
         across, down = found.tile
+        (row, top), (column, left) = divmod(y, down), divmod(x, across)
+        if top + height <= down and left + width <= across:  # within one tile, as most are
+            tile = self._tile(level, found, row * found.across + column)
+            if tile is None:
+                return False
+            out[:] = tile[top : top + height, left : left + width]
+            return True
         for row in range(y // down, (y + height - 1) // down + 1):
             for column in range(x // across, (x + width - 1) // across + 1):
                 tile = self._tile(level, found, row * found.across + column)
