@@ -19,7 +19,15 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
+	$(BIN)/python -m benchmarks.bench_start
 	$(BIN)/python -m benchmarks.bench_stain
+	$(BIN)/python -m benchmarks.bench_tiling
+	$(BIN)/python -m benchmarks.bench_scoring --compile
+	$(BIN)/python -m benchmarks.bench_scoring --width 0.25 0.125 --batch 32 256
+	$(BIN)/python -m benchmarks.bench_scoring --auc
+	$(BIN)/python -m benchmarks.bench_training --width 1 0.25
+	$(BIN)/python -m benchmarks.bench_screening
+	$(BIN)/python -m benchmarks.bench_screening --width 0.125 --grow 8192 28672 51200 100000
 
 # torch first: asked for alone it takes the build that fits the machine, and nothing replaces it.
 $(READY): pyproject.toml constraints.txt
