@@ -6,11 +6,11 @@ decoder is strict: it refuses a damaged stream, as OpenSlide does, where others 
 """
 
 import logging
-import os
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ _START, _END = b"\xff\xd8", b"\xff\xd9"
 _CACHE_BYTES = 256 << 20  # a slide of ordinary size at 10x, so that its stain fit costs no decode
 _MOST_TILE_PX = 4096
 _MOST_TILE_BYTES = 64 << 20
+_MOST_PAGES = 64
 _MOST_TILES = 20_000_000
 _CHECKS = 5  # tiles of a level that are compared with OpenSlide
 #: Adobe's marker (APP14) saying that no color transform was applied: Aperio leaves it out, and
@@ -71,13 +72,11 @@ class DirectReader:
         self._cache: OrderedDict[tuple[int, int], Pixels] = OrderedDict()
         self._cached = 0
         self._path = path
-        self._file = os.open(path, os.O_RDONLY)
+        self._file = path.open("rb", buffering=0)
 
     def close(self) -> None:
         """Close the file and forget what was decoded."""
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = -1
+        self._file.close()
         self._cache.clear()
 
     def read(self, xy: tuple[int, int], level: int, out: Pixels) -> bool:
@@ -130,7 +129,8 @@ class DirectReader:
         count = int(level.counts[index])
         if not 0 < count <= _MOST_TILE_BYTES:
             return None
-        data = level.head + os.pread(self._file, count, int(level.offsets[index]))[len(_START) :]
+        self._file.seek(int(level.offsets[index]))
+        data = level.head + self._file.read(count)[len(_START) :]
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             if (width, height) != level.tile:
@@ -189,7 +189,9 @@ def open_direct(
     levels: dict[int, _Level] = {}
     try:
         with tifffile.TiffFile(path) as tiff:
-            pages = {(page.imagewidth, page.imagelength): page for page in tiff.pages}
+            pages: dict[tuple[int, int], tifffile.TiffPage] = {}
+            for page in islice(tiff.pages, _MOST_PAGES):  # the first of a size, as OpenSlide does
+                pages.setdefault((page.imagewidth, page.imagelength), page)
             for index, size in enumerate(level_sizes):
                 if size in pages:
                     try:
