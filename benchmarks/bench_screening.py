@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -64,8 +65,9 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
 
 
 def grow(folder: Path, options: argparse.Namespace) -> None:
-    print("| edge, px | tiles | tile: tiles/s | peak, MiB | screen: tiles/s | peak, MiB |")
-    print("|---|---|---|---|---|---|")
+    of_way = "tiles/s | peak, MiB |"
+    print(f"| edge, px | tiles | tile: {of_way} at 0.5 µm | tile: {of_way} screen: {of_way}")
+    print("|---|---|---|---|---|---|---|---|---|")
     for number, edge in enumerate(options.grow):
         own = folder / str(edge)
         own.mkdir()
@@ -73,7 +75,7 @@ def grow(folder: Path, options: argparse.Namespace) -> None:
             (own / "detector").symlink_to(folder / str(options.grow[0]) / "detector")
         true = prepare(own, edge, options.width)
         cells: list[object] = [true]
-        for way in ("tile", "screen"):
+        for way in ("tile", "tile, 0.5 µm", "screen"):
             found = step(way, own, options.precision, "")
             cells += [] if way == "screen" else [f"{found['tiles']:,}"]
             cells += [f"{found['tiles'] / found['seconds']:,.0f}", found["peak"]]
@@ -125,7 +127,10 @@ def step(way: str, folder: Path, precision: str, plain: str) -> dict[str, Any]:
 
 def take_step(way: str, folder: Path, precision: Precision) -> dict[str, Any]:
     """Time one way in this process, after what is needed was imported and compiled."""
-    work = prepare_tiling(folder) if way == "tile" else prepare_scoring(way, folder, precision)
+    if way.startswith("tile"):
+        work = prepare_tiling(folder, 0.5 if "0.5" in way else 1.0)
+    else:
+        work = prepare_scoring(way, folder, precision)
     start = time.perf_counter()
     tiles = work()
     seconds = time.perf_counter() - start
@@ -133,8 +138,9 @@ def take_step(way: str, folder: Path, precision: Precision) -> dict[str, Any]:
     return {"tiles": tiles, "seconds": seconds, "peak": peak}
 
 
-def prepare_tiling(folder: Path) -> Callable[[], int]:
+def prepare_tiling(folder: Path, mpp: float) -> Callable[[], int]:
     from data_prep.stain_target import DEFAULT_TARGET
+    from data_prep.tiles import TileSpec
     from esad_med.base.cases import Case
     from pipelines.pathology import PathologyConfig
     from pipelines.tiling import tile_slides
@@ -143,8 +149,9 @@ def prepare_tiling(folder: Path) -> Callable[[], int]:
 
     def work() -> int:
         out = folder / f"tiled{time.time_ns()}"
-        case = Case("large", folder / "large.tif")
-        found = tile_slides([case], out, PathologyConfig(), target=DEFAULT_TARGET, say=quiet)
+        case, config = Case("large", folder / "large.tif"), PathologyConfig(tiles=TileSpec(mpp=mpp))
+        found = tile_slides([case], out, config, target=DEFAULT_TARGET, say=quiet)
+        shutil.rmtree(out)
         return found.slides[0].tiles
 
     return work
