@@ -48,7 +48,8 @@ from pipelines.slide_results import (
     SlideScores,
     write_slide_results,
 )
-from pipelines.tiling import identity, label_tiles
+from pipelines.tiling import identity
+from pipelines.tiling_slide import label_tiles
 
 
 @dataclass

@@ -2,23 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-from PIL import Image
-
 from data_prep.slide_header import fingerprint_file
-from data_prep.slides import Slide
 from data_prep.stain import StainTarget
-from data_prep.tiles import TileGrid, plan_tiles
-from data_prep.tissue import TissueMask, find_tissue
+from data_prep.tiles import plan_tiles
+from data_prep.tissue import find_tissue
 from esad_med.base.cases import Case, read_table
 from esad_med.base.errors import CaseError, ConfigError, EsadError, StoreError
+from esad_med.base.execution import in_order, open_executor
 from esad_med.base.runs import (
     Failure,
     Progress,
@@ -30,43 +25,14 @@ from esad_med.base.runs import (
     write_failures,
 )
 from esad_med.base.store import SampleStore, StoreWriter, open_if_store, refuse_other_folder
-from esad_med.outputs.exchange import write_coordinates_h5
-from esad_med.outputs.quality import write_tiling_picture
 from pipelines.pathology import (
-    LostTiles,
     PathologyConfig,
-    PreparedSlide,
     case_annotation,
-    normalized_tiles,
     open_case,
     preparation,
-    prepare_slide,
     tumor_fractions,
 )
-
-
-@dataclass(frozen=True)
-class SlideSummary:
-    """What tiling found in one slide; the line it prints and its entry in ``store.json``."""
-
-    case_id: str
-    fingerprint: str
-    mpp_level0: float
-    mpp: float
-    level: int
-    tiles: int
-    tumor_tiles: int | None
-    unreadable: int
-    tissue_share: float
-
-    def __str__(self) -> str:
-        known = self.tumor_tiles is not None
-        tumor = f"{self.tumor_tiles} of them tumor" if known else "not known which are tumor"
-        lost = f", {self.unreadable} unreadable" if self.unreadable else ""
-        return (
-            f"{self.case_id}: {self.tiles} tiles at {self.mpp:.3f} µm/px, {tumor}{lost};"
-            f" {self.tissue_share:.0%} of the slide is tissue"
-        )
+from pipelines.tiling_slide import SlideSummary, SlideTiler, TiledSlide, label_tiles, summarize
 
 
 @dataclass
@@ -114,7 +80,7 @@ def plan_slides(cases: Sequence[Case], config: PathologyConfig, *, say: Say) -> 
                 grid = plan_tiles(slide, tissue, config.tiles)
                 fractions = tumor_fractions(case, annotation, grid)
                 _, truth = label_tiles(case, fractions, len(grid), config)
-                summary.slides.append(_summarize(case, slide, tissue, grid, truth, unreadable=0))
+                summary.slides.append(summarize(case, slide, tissue, grid, truth, unreadable=0))
             say(str(summary.slides[-1]))
         except EsadError as error:
             _set_aside(summary, Failure.of(case.case_id, "plan", error), say)
@@ -130,6 +96,7 @@ def tile_slides(
     png: bool = False,
     coordinates: bool = False,
     overwrite: bool = False,
+    workers: int = 1,
     say: Say,
     progress: Progress = no_progress,
 ) -> TilingSummary:
@@ -143,11 +110,13 @@ def tile_slides(
         png: also write every tile as ``tiles/CASE/X_Y.png``.
         coordinates: also write ``coordinates/CASE.h5`` as CLAM and TRIDENT do.
         overwrite: replace a store that was made with other slides or settings.
+        workers: processes that tile a slide each; the store has the same bytes with any number.
         say: receives one line per slide.
-        progress: called while tiles are read.
+        progress: called while tiles are read; with workers, after each slide.
 
     Raises:
-        ConfigError: ``out`` holds something else or cannot be written.
+        ConfigError: ``out`` holds something else or cannot be written; workers without the extra
+            ``cluster``.
         StoreError: ``out`` holds a damaged store.
     """
     request = _request_digest(cases, config, target, extras=(png, coordinates))
@@ -162,12 +131,19 @@ def tile_slides(
         return _reuse(out, existing)
 
     summary = TilingSummary(out)
-    run = _TilingRun(config, target, png, coordinates, summary, say, progress)
+    stains: dict[str, Any] = {}
+    size = config.tiles.size_px
     try:
-        size = config.tiles.size_px
         with StoreWriter(out, sample_shape=(size, size, 3), dtype="uint8") as writer:
-            for case in cases:
-                run.tile(case, writer)
+            tiler = SlideTiler(config, target, writer.folder, png=png, coordinates=coordinates)
+            for case, tiled in _tile_each(cases, tiler, writer, workers, progress):
+                if isinstance(tiled, Failure):
+                    _set_aside(summary, tiled, say)
+                    continue
+                summary.slides.append(tiled.summary)
+                summary.failures += tiled.lost
+                stains[case.case_id] = tiled.stain
+                say(str(tiled.summary))
             if not summary.slides:
                 raise _NothingLeftError
             writer.contract.update(
@@ -178,7 +154,7 @@ def tile_slides(
                 preparation=preparation(config, target),
                 labels=config.labels.model_dump(mode="json"),
                 slides=[asdict(slide) for slide in summary.slides],
-                stains=run.stains,
+                stains=stains,
                 request=request,
             )
             write_failures(writer.folder / "failures.csv", summary.failures)
@@ -186,6 +162,37 @@ def tile_slides(
         if not (out / "store.json").exists():  # an older store keeps its own
             write_failures(ensure_folder(out) / "failures.csv", summary.failures)
     return summary
+
+
+def _tile_each(
+    cases: Sequence[Case],
+    tiler: SlideTiler,
+    writer: StoreWriter,
+    workers: int,
+    progress: Progress,
+) -> Iterator[tuple[Case, TiledSlide | Failure]]:
+    """Tile slides into a store; what one left that is then set aside is taken back."""
+    alone = workers == 1
+
+    def here(case: Case) -> TiledSlide | Failure:
+        return tiler.tile(case, writer, progress=progress)
+
+    with open_executor(workers) as executor:
+        work = here if alone else tiler.tile_part
+        mark = writer.count
+        tiled = in_order(executor, work, cases, ahead=1 if alone else 2 * workers)
+        for done, (case, outcome) in enumerate(tiled, 1):
+            if isinstance(outcome, CaseError):
+                outcome = Failure.of(case.case_id, "tile", outcome)
+            if isinstance(outcome, Failure):
+                writer.rollback(mark)
+                tiler.remove(case)
+            elif outcome.rows is not None:
+                writer.append_part(tiler.part_path(case), outcome.rows)
+                progress("tiling", done, len(cases))
+            mark = writer.count
+            yield case, outcome
+    shutil.rmtree(tiler.folder / ".parts", ignore_errors=True)
 
 
 def _reuse(out: Path, store: SampleStore) -> TilingSummary:
@@ -202,158 +209,8 @@ def _reuse(out: Path, store: SampleStore) -> TilingSummary:
     return TilingSummary(out, slides, failures, reused=True)
 
 
-def label_tiles(
-    case: Case,
-    fractions: npt.NDArray[np.float32] | None,
-    count: int,
-    config: PathologyConfig,
-) -> tuple[pd.Series, pd.Series]:
-    """Tumor fraction and truth per tile.
-
-    Without an annotation a normal slide's tiles are normal (0), those of any other are unknown:
-    a tumor slide holds both kinds.
-
-    Returns:
-        tumor_fraction (count,) Float32 and truth (count,) Int8, both missing where unknown.
-    """
-    if fractions is not None:
-        truth = pd.Series(fractions >= config.labels.truth_threshold).astype("Int8")
-        return pd.Series(fractions).astype("Float32"), truth
-    known = case.truth == 0
-    truth = pd.Series([0 if known else pd.NA] * count, dtype="Int8")
-    return pd.Series([0.0 if known else pd.NA] * count, dtype="Float32"), truth
-
-
 class _NothingLeftError(Exception):
     """Every slide was set aside: there is no store to write."""
-
-
-@dataclass
-class _TilingRun:
-    config: PathologyConfig
-    target: StainTarget
-    png: bool
-    coordinates: bool
-    summary: TilingSummary
-    say: Say
-    progress: Progress
-    stains: dict[str, Any] = field(default_factory=dict)
-
-    def tile(self, case: Case, writer: StoreWriter) -> None:
-        """Tile one slide, or set it aside and take back what it had written."""
-        mark = writer.count
-        try:
-            with open_case(case) as slide:
-                self._tile_open(case, slide, writer)
-        except EsadError as error:
-            if isinstance(error, ConfigError):
-                raise
-            writer.rollback(mark)
-            shutil.rmtree(writer.folder / "tiles" / case.case_id, ignore_errors=True)
-            _set_aside(self.summary, Failure.of(case.case_id, "tile", error), self.say)
-
-    def _tile_open(self, case: Case, slide: Slide, writer: StoreWriter) -> None:
-        annotation = case_annotation(case, slide)
-        prepared = prepare_slide(slide, self.config)
-        grid = prepared.grid
-        fractions = tumor_fractions(case, annotation, grid)
-        share, truth = label_tiles(case, fractions, len(grid), self.config)
-        rows = _rows(case, grid, share, truth)
-        lost = LostTiles(case.case_id, grid)
-        read: list[npt.NDArray[np.int64]] = []
-        start = writer.count
-        for batch in normalized_tiles(prepared, self.config.stain, self.target, lost):
-            writer.append(batch.tiles, rows.iloc[batch.indices])
-            read.append(batch.indices)
-            if self.png:
-                _write_pngs(writer.folder / "tiles" / case.case_id, batch.tiles, grid, batch)
-            self.progress(
-                f"tiling {case.case_id}", writer.count - start + len(lost.failures), len(grid)
-            )
-        self.summary.failures += lost.failures
-        self.stains[case.case_id] = prepared.stain.to_dict()
-        kept = truth.iloc[np.concatenate(read)]
-        found = _summarize(case, slide, prepared.tissue, grid, kept, unreadable=len(lost.failures))
-        self.summary.slides.append(found)
-        self._write_pictures(writer.folder, case, prepared, None if truth.isna().any() else truth)
-        self.say(str(found))
-
-    def _write_pictures(
-        self, folder: Path, case: Case, prepared: PreparedSlide, truth: pd.Series | None
-    ) -> None:
-        grid, tissue = prepared.grid, prepared.tissue
-        write_tiling_picture(
-            ensure_folder(folder / "quality") / f"{case.case_id}.png",
-            tissue.thumbnail,
-            mask=tissue.mask,
-            xy_level0=grid.xy_level0,
-            edge_level0=grid.edge_level0,
-            downsample=tissue.downsample,
-            tumor=None if truth is None else truth.to_numpy(dtype=bool),
-            title=case.case_id,
-            caption=str(self.summary.slides[-1]),
-        )
-        if self.coordinates:
-            write_coordinates_h5(
-                ensure_folder(folder / "coordinates") / f"{case.case_id}.h5",
-                grid.xy_level0,
-                patch_size=grid.read_px,
-                patch_level=grid.level,
-                patch_size_level0=grid.edge_level0,
-                slide_size=grid.slide_size,
-                level_size=prepared.slide.level_sizes[grid.level],
-                slide_mpp=prepared.slide.mpp,
-                name=case.case_id,
-                tile_px=grid.tile_px,
-            )
-
-
-def _rows(case: Case, grid: TileGrid, share: pd.Series, truth: pd.Series) -> pd.DataFrame:
-    x, y = grid.xy_level0.T
-    labeled = (truth == 1).fillna(False) & (case.split != "test")
-    return pd.DataFrame(
-        {
-            "sample_id": [f"{case.case_id}_{a}_{b}" for a, b in grid.xy_level0.tolist()],
-            "case_id": case.case_id,
-            "patient_id": case.patient_id,
-            "split": case.split,
-            "semi_label": np.where(labeled, -1, 1),
-            "truth": truth,
-            "x_level0": x,
-            "y_level0": y,
-            "tissue_fraction": grid.tissue_fraction.round(4),
-            "tumor_fraction": share.round(4),
-        }
-    )
-
-
-def _summarize(
-    case: Case,
-    slide: Slide,
-    tissue: TissueMask,
-    grid: TileGrid,
-    truth: pd.Series | None,
-    *,
-    unreadable: int,
-) -> SlideSummary:
-    known = truth is not None and not truth.isna().any()
-    return SlideSummary(
-        case_id=case.case_id,
-        fingerprint=slide.fingerprint,
-        mpp_level0=round(slide.mpp, 6),
-        mpp=round(grid.mpp, 6),
-        level=grid.level,
-        tiles=len(grid) - unreadable,
-        tumor_tiles=int((truth == 1).sum()) if known and truth is not None else None,
-        unreadable=unreadable,
-        tissue_share=round(float(tissue.mask.mean()), 4),
-    )
-
-
-def _write_pngs(folder: Path, tiles: npt.NDArray[np.uint8], grid: TileGrid, batch: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for tile, (x, y) in zip(tiles, grid.xy_level0[batch.indices].tolist(), strict=True):
-        Image.fromarray(tile).save(folder / f"{x}_{y}.png")
 
 
 def _set_aside(summary: TilingSummary, failure: Failure, say: Say) -> None:

@@ -6,6 +6,7 @@ STORE/store.json    the contract: kind, shape, dtype, value range, mpp, specs, d
 """
 
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -166,6 +167,7 @@ class StoreWriter:
         self.contract: dict[str, Any] = {}
         self._rows: list[pd.DataFrame] = []
         self._count = 0
+        self._sample_bytes = self.dtype.itemsize * int(np.prod(self.sample_shape))
         self._folder = atomic_folder(path)
 
     def __enter__(self) -> "StoreWriter":
@@ -178,9 +180,19 @@ class StoreWriter:
         """Add samples (b, *sample_shape) and their rows, in order."""
         if samples.shape[1:] != self.sample_shape or len(samples) != len(rows):
             raise ValueError(f"samples {samples.shape} and {len(rows)} rows do not fit the store")
-        self._file.write(np.ascontiguousarray(samples, dtype=self.dtype).tobytes())
+        self._file.write(np.ascontiguousarray(samples, dtype=self.dtype).data)
         self._rows.append(rows)
         self._count += len(samples)
+
+    def append_part(self, path: Path, rows: pd.DataFrame) -> None:
+        """Add what a `SamplePart` holds, and remove its file."""
+        if path.stat().st_size != len(rows) * self._sample_bytes:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes and {len(rows)} rows do not fit")
+        with path.open("rb") as part:
+            shutil.copyfileobj(part, self._file, 1 << 20)
+        path.unlink()
+        self._rows.append(rows)
+        self._count += len(rows)
 
     def rollback(self, count: int) -> None:
         """Take back everything appended after the first ``count`` samples (a mark of `count`)."""
@@ -188,8 +200,7 @@ class StoreWriter:
             self._count -= len(self._rows.pop())
         if self._count != count:
             raise ValueError(f"{count} is not a mark between two appends")
-        sample_bytes = self.dtype.itemsize * int(np.prod(self.sample_shape))
-        self._file.seek(_HEADER_BYTES + count * sample_bytes)
+        self._file.seek(_HEADER_BYTES + count * self._sample_bytes)
         self._file.truncate()
 
     @property
@@ -241,6 +252,34 @@ class StoreWriter:
                 },
             },
         )
+
+
+class SamplePart:
+    """Samples of one case on their way into a store, written by another process than the store's.
+
+    The file holds their bytes and nothing else; their rows stay in memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: list[pd.DataFrame] = []
+
+    def __enter__(self) -> "SamplePart":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, samples: npt.NDArray[Any], rows: pd.DataFrame) -> None:
+        """Add samples (b, ...), of the store's dtype, and their rows, in order."""
+        self._file.write(np.ascontiguousarray(samples).data)
+        self._rows.append(rows)
+
+    def rows(self) -> pd.DataFrame:
+        """The rows of all samples, in order; at least one was appended."""
+        return pd.concat(self._rows, ignore_index=True)
 
 
 def write_store(

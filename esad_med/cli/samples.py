@@ -47,6 +47,9 @@ def tile(
     hdf5: Annotated[
         bool, typer.Option("--hdf5", help="Also write CLAM / TRIDENT coordinates.")
     ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes; more than 1 need the extra cluster.")
+    ] = 1,
     config: ConfigFile = None,
     settings: Set = None,
     overwrite: Overwrite = False,
@@ -61,7 +64,8 @@ def tile(
     if protocol == "dpa":
         grid_only = {"--annotations": annotations, "--mpp": mpp, "--size": size}
         grid_only |= {"--stride": stride, "--min-tissue": min_tissue, "--dry-run": dry_run}
-        for name, value in {**grid_only, "--png": png, "--hdf5": hdf5}.items():
+        grid_only |= {"--png": png, "--hdf5": hdf5, "--workers": workers > 1}
+        for name, value in grid_only.items():
             if value:
                 raise typer.BadParameter("does not apply to protocol dpa", param_hint=name)
         flags = overrides(settings, stain__method=stain, slide_mpp=slide_mpp)
@@ -94,6 +98,7 @@ def tile(
                 png=png,
                 coordinates=hdf5,
                 overwrite=overwrite,
+                workers=workers,
                 say=say,
                 progress=progress,
             )

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 
 import h5py
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from esad_med.base.errors import StoreError
 from esad_med.base.store import SampleStore
+from pipelines.tiling_slide import SlideTiler
 
 
 def tile(run_command, slides, out, *options):
@@ -187,3 +190,55 @@ def test_real_slides_become_tiles(run_command, data_root, tmp_path):
     for row in tumor.itertuples():
         assert int(cells[row.case_id, row.x_level0, row.y_level0]) == row.truth
     assert (rows["case_id"] == "cmu-1-small-region").sum() > 100
+
+
+def test_workers_write_the_bytes_of_one_process(run_command, composed, tmp_path):
+    pytest.importorskip("distributed")
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("normal_1", "tumor_1", "tumor_2"):
+        (folder / f"{name}.tif").write_bytes((composed / f"{name}.tif").read_bytes())
+    (folder / "short.tif").write_bytes((composed / "normal_1.tif").read_bytes()[:5000])
+    (folder / "torn.tif").write_bytes(tear_tiles((composed / "normal_2.tif").read_bytes()))
+    alone = run_command("tile", folder, "--out", tmp_path / "a", "--png", "--hdf5")
+    shared = run_command("tile", folder, "--out", tmp_path / "b", "--png", "--hdf5", "--workers", 2)
+    assert alone.code == shared.code == 3
+    assert shared.err == alone.err
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    rows = SampleStore(tmp_path / "b").rows
+    with (tmp_path / "b" / "failures.csv").open() as file:
+        lost = {failure["case_id"].split("_")[0] for failure in csv.DictReader(file)}
+    assert lost == {"short", "torn"}
+    assert rows["case_id"].unique().tolist() == ["normal_1", "torn", "tumor_1", "tumor_2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "slides"]
+
+
+def tear_tiles(data):
+    """The same slide with some compressed tiles of level 1 overwritten."""
+    start, length = len(data) * 8 // 10, len(data) // 50
+    return data[:start] + bytes(length) + data[start + length :]
+
+
+class FragileTiler(SlideTiler):
+    """A library that crashes at the end of one slide."""
+
+    def tile_part(self, case):
+        tiled = super().tile_part(case)
+        if case.case_id == "tumor_1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return tiled
+
+
+def test_a_worker_that_dies_costs_its_slide_alone(run_command, composed, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("pipelines.tiling.SlideTiler", FragileTiler)
+    options = ("--out", tmp_path / "s", "--png", "--hdf5", "--workers", 2)
+    outcome = run_command("tile", composed / "manifest.csv", *options)
+    assert outcome.code == 3
+    rows = SampleStore(tmp_path / "s").rows
+    assert rows["case_id"].unique().tolist() == ["normal_1", "normal_2", "tumor_2"]
+    with (tmp_path / "s" / "failures.csv").open() as file:
+        (failure,) = csv.DictReader(file)
+    assert failure["case_id"] == "tumor_1"
+    assert "worker process" in failure["message"]
+    assert [name for name in files_of(tmp_path / "s") if "tumor_1" in name or "parts" in name] == []

@@ -1,0 +1,255 @@
+"""Tiling one slide: its tiles, rows and pictures, in this process or for it in another one."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from data_prep.slides import Slide
+from data_prep.stain import StainTarget
+from data_prep.tiles import TileBatch, TileGrid
+from data_prep.tissue import TissueMask
+from esad_med.base.cases import Case
+from esad_med.base.errors import ConfigError, EsadError
+from esad_med.base.runs import Failure, Progress, ensure_folder, no_progress
+from esad_med.base.store import SamplePart
+from esad_med.outputs.exchange import write_coordinates_h5
+from esad_med.outputs.quality import write_tiling_picture
+from pipelines.pathology import (
+    LostTiles,
+    PathologyConfig,
+    PreparedSlide,
+    case_annotation,
+    normalized_tiles,
+    open_case,
+    prepare_slide,
+    tumor_fractions,
+)
+
+
+@dataclass(frozen=True)
+class SlideSummary:
+    """What tiling found in one slide; the line it prints and its entry in ``store.json``."""
+
+    case_id: str
+    fingerprint: str
+    mpp_level0: float
+    mpp: float
+    level: int
+    tiles: int
+    tumor_tiles: int | None
+    unreadable: int
+    tissue_share: float
+
+    def __str__(self) -> str:
+        known = self.tumor_tiles is not None
+        tumor = f"{self.tumor_tiles} of them tumor" if known else "not known which are tumor"
+        lost = f", {self.unreadable} unreadable" if self.unreadable else ""
+        return (
+            f"{self.case_id}: {self.tiles} tiles at {self.mpp:.3f} µm/px, {tumor}{lost};"
+            f" {self.tissue_share:.0%} of the slide is tissue"
+        )
+
+
+@dataclass(frozen=True)
+class TiledSlide:
+    """A slide whose tiles are written.
+
+    Attributes:
+        summary: what was found.
+        stain: its stain as plain values.
+        lost: tiles that could not be read.
+        rows: of the tiles that were, where they are not in the store yet.
+    """
+
+    summary: SlideSummary
+    stain: dict[str, Any]
+    lost: list[Failure]
+    rows: pd.DataFrame | None = None
+
+
+class Sink(Protocol):
+    """Where tiles and their rows go: the writer of a store, or a part on its way there."""
+
+    def append(self, samples: npt.NDArray[Any], rows: pd.DataFrame) -> None:
+        """Add samples and their rows, in order."""
+
+
+@dataclass(frozen=True)
+class SlideTiler:
+    """How slides are tiled; picklable, so that workers can.
+
+    Attributes:
+        config: tissue, grid, stain and label settings.
+        target: the stain that all slides are normalized to.
+        folder: where the store is made; gets ``quality/``, ``tiles/`` and ``coordinates/``.
+        png: also write every tile as a picture.
+        coordinates: also write the coordinates as HDF5.
+    """
+
+    config: PathologyConfig
+    target: StainTarget
+    folder: Path
+    png: bool
+    coordinates: bool
+
+    def tile(
+        self, case: Case, sink: Sink, *, progress: Progress = no_progress
+    ) -> TiledSlide | Failure:
+        """Tile one slide into a sink; a slide that is bad is a failure, and its sink's affair.
+
+        Raises:
+            ConfigError: something cannot be written.
+        """
+        try:
+            with open_case(case) as slide:
+                return self._tile_open(case, slide, sink, progress)
+        except ConfigError:
+            raise
+        except EsadError as error:
+            return Failure.of(case.case_id, "tile", error)
+
+    def tile_part(self, case: Case) -> TiledSlide | Failure:
+        """`tile` in a worker: the samples wait in `part_path`, the rows come with the result."""
+        with SamplePart(self.part_path(case)) as part:
+            tiled = self.tile(case, part)
+        return tiled if isinstance(tiled, Failure) else replace(tiled, rows=part.rows())
+
+    def part_path(self, case: Case) -> Path:
+        """Where a worker leaves a slide's samples."""
+        return self.folder / ".parts" / case.case_id
+
+    def _tile_open(self, case: Case, slide: Slide, sink: Sink, progress: Progress) -> TiledSlide:
+        annotation = case_annotation(case, slide)
+        prepared = prepare_slide(slide, self.config)
+        grid = prepared.grid
+        fractions = tumor_fractions(case, annotation, grid)
+        share, truth = label_tiles(case, fractions, len(grid), self.config)
+        rows = _rows(case, grid, share, truth)
+        lost = LostTiles(case.case_id, grid)
+        read: list[npt.NDArray[np.int64]] = []
+        done = 0
+        for batch in normalized_tiles(prepared, self.config.stain, self.target, lost):
+            sink.append(batch.tiles, rows.iloc[batch.indices])
+            read.append(batch.indices)
+            if self.png:
+                _write_pngs(self.folder / "tiles" / case.case_id, grid, batch)
+            done += len(batch.indices)
+            progress(f"tiling {case.case_id}", done + len(lost.failures), len(grid))
+        kept = truth.iloc[np.concatenate(read)]
+        tissue, unreadable = prepared.tissue, len(lost.failures)
+        found = summarize(case, slide, tissue, grid, kept, unreadable=unreadable)
+        self._write_pictures(case, prepared, None if truth.isna().any() else truth, str(found))
+        return TiledSlide(found, prepared.stain.to_dict(), lost.failures)
+
+    def remove(self, case: Case) -> None:
+        """Take back the files of a slide that was set aside."""
+        shutil.rmtree(self.folder / "tiles" / case.case_id, ignore_errors=True)
+        (self.folder / "quality" / f"{case.case_id}.png").unlink(missing_ok=True)
+        (self.folder / "coordinates" / f"{case.case_id}.h5").unlink(missing_ok=True)
+        self.part_path(case).unlink(missing_ok=True)
+
+    def _write_pictures(
+        self, case: Case, prepared: PreparedSlide, truth: pd.Series | None, caption: str
+    ) -> None:
+        grid, tissue = prepared.grid, prepared.tissue
+        write_tiling_picture(
+            ensure_folder(self.folder / "quality") / f"{case.case_id}.png",
+            tissue.thumbnail,
+            mask=tissue.mask,
+            xy_level0=grid.xy_level0,
+            edge_level0=grid.edge_level0,
+            downsample=tissue.downsample,
+            tumor=None if truth is None else truth.to_numpy(dtype=bool),
+            title=case.case_id,
+            caption=caption,
+        )
+        if self.coordinates:
+            write_coordinates_h5(
+                ensure_folder(self.folder / "coordinates") / f"{case.case_id}.h5",
+                grid.xy_level0,
+                patch_size=grid.read_px,
+                patch_level=grid.level,
+                patch_size_level0=grid.edge_level0,
+                slide_size=grid.slide_size,
+                level_size=prepared.slide.level_sizes[grid.level],
+                slide_mpp=prepared.slide.mpp,
+                name=case.case_id,
+                tile_px=grid.tile_px,
+            )
+
+
+def label_tiles(
+    case: Case,
+    fractions: npt.NDArray[np.float32] | None,
+    count: int,
+    config: PathologyConfig,
+) -> tuple[pd.Series, pd.Series]:
+    """Tumor fraction and truth per tile.
+
+    Without an annotation a normal slide's tiles are normal (0), those of any other are unknown:
+    a tumor slide holds both kinds.
+
+    Returns:
+        tumor_fraction (count,) Float32 and truth (count,) Int8, both missing where unknown.
+    """
+    if fractions is not None:
+        truth = pd.Series(fractions >= config.labels.truth_threshold).astype("Int8")
+        return pd.Series(fractions).astype("Float32"), truth
+    known = case.truth == 0
+    truth = pd.Series([0 if known else pd.NA] * count, dtype="Int8")
+    return pd.Series([0.0 if known else pd.NA] * count, dtype="Float32"), truth
+
+
+def _rows(case: Case, grid: TileGrid, share: pd.Series, truth: pd.Series) -> pd.DataFrame:
+    x, y = grid.xy_level0.T
+    labeled = (truth == 1).fillna(False) & (case.split != "test")
+    return pd.DataFrame(
+        {
+            "sample_id": [f"{case.case_id}_{a}_{b}" for a, b in grid.xy_level0.tolist()],
+            "case_id": case.case_id,
+            "patient_id": case.patient_id,
+            "split": case.split,
+            "semi_label": np.where(labeled, -1, 1),
+            "truth": truth,
+            "x_level0": x,
+            "y_level0": y,
+            "tissue_fraction": grid.tissue_fraction.round(4),
+            "tumor_fraction": share.round(4),
+        }
+    )
+
+
+def summarize(
+    case: Case,
+    slide: Slide,
+    tissue: TissueMask,
+    grid: TileGrid,
+    truth: pd.Series | None,
+    *,
+    unreadable: int,
+) -> SlideSummary:
+    """What the summary of a slide says, planned or tiled."""
+    known = truth is not None and not truth.isna().any()
+    return SlideSummary(
+        case_id=case.case_id,
+        fingerprint=slide.fingerprint,
+        mpp_level0=round(slide.mpp, 6),
+        mpp=round(grid.mpp, 6),
+        level=grid.level,
+        tiles=len(grid) - unreadable,
+        tumor_tiles=int((truth == 1).sum()) if known and truth is not None else None,
+        unreadable=unreadable,
+        tissue_share=round(float(tissue.mask.mean()), 4),
+    )
+
+
+def _write_pngs(folder: Path, grid: TileGrid, batch: TileBatch) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for tile, (x, y) in zip(batch.tiles, grid.xy_level0[batch.indices].tolist(), strict=True):
+        Image.fromarray(tile).save(folder / f"{x}_{y}.png")

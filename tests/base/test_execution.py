@@ -1,0 +1,132 @@
+"""Executors: results in the order of the items, in this process and on Dask workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from esad_med.base import interrupts
+from esad_med.base.errors import CaseError, ConfigError, SlideError
+from esad_med.base.execution import InProcess, in_order, open_executor
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def die_of_three(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def refuse_three(number: int) -> int:
+    if number == 3:
+        raise SlideError("three.svs: damaged")
+    return number
+
+
+def test_one_worker_is_this_process_and_takes_items_as_they_are_needed() -> None:
+    taken = []
+    with open_executor(1) as executor:
+        assert isinstance(executor, InProcess)
+        items = (taken.append(n) or n for n in range(5))
+        results = in_order(executor, square, items, ahead=1)
+        assert next(results) == (0, 0)
+        assert taken == [0]
+        assert list(results) == [(n, n * n) for n in range(1, 5)]
+
+
+def test_results_keep_the_order_of_the_items_however_long_each_takes() -> None:
+    last = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 0:
+            assert last.wait(10)  # the first ends after the second
+        else:
+            last.set()
+        return number
+
+    with ThreadPoolExecutor(2) as executor:
+        assert [n for _, n in in_order(executor, work, range(2), ahead=2)] == [0, 1]
+
+
+def test_what_the_work_raises_comes_where_its_result_would() -> None:
+    with open_executor(1) as executor:
+        results = in_order(executor, refuse_three, range(2, 5), ahead=1)
+        assert next(results) == (2, 2)
+        with pytest.raises(SlideError, match=r"three\.svs"):
+            next(results)
+
+
+def test_a_noted_ctrl_c_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    noted = threading.Event()
+    monkeypatch.setattr(interrupts, "_requested", noted)
+    with ThreadPoolExecutor(1) as executor:
+        results = in_order(executor, lambda _: (noted.set(), release.wait(10)), [1], ahead=1)
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+        release.set()
+
+
+def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with (
+        pytest.raises(ConfigError, match=r"pip install 'esad-med\[cluster\]'"),
+        open_executor(2),
+    ):
+        pass
+
+
+def test_a_worker_that_dies_costs_its_item_alone() -> None:
+    pytest.importorskip("distributed")
+    with open_executor(2) as executor:
+        found = dict(in_order(executor, die_of_three, range(6), ahead=4))
+    assert isinstance(found[3], CaseError)
+    assert "died" in str(found[3])
+    others = {number: pid for number, pid in found.items() if number != 3}
+    assert len(others) == 5
+    assert os.getpid() not in others.values()
+
+
+def test_workers_listen_on_the_loopback_only() -> None:
+    pytest.importorskip("distributed")
+    psutil = pytest.importorskip("psutil")
+    with open_executor(2) as executor:
+        assert executor.submit(square, 3).result(timeout=60) == 9
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        places = [
+            connection.laddr.ip
+            for process in family
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    assert len(family) > 2
+    assert places
+    assert set(places) <= {"127.0.0.1", "::1"}
+    left = [" ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)]
+    assert [line for line in left if "spawn_main" in line] == []
+
+
+def test_workers_inherit_the_environment() -> None:
+    pytest.importorskip("distributed")
+    code = (
+        "import os\n"
+        "from esad_med.base.execution import open_executor\n"
+        "if __name__ == '__main__':\n"
+        "    with open_executor(2) as executor:\n"
+        "        print(executor.submit(os.getenv, 'ESAD_PLAIN').result(timeout=60))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "ESAD_PLAIN": "kernels"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "kernels\n"
