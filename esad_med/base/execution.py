@@ -4,6 +4,7 @@ An executor is that of `concurrent.futures`, so that whoever shares out work nee
 """
 
 import logging
+import signal
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -53,11 +54,19 @@ def open_executor(workers: int) -> Iterator[Executor]:
         return
     try:
         import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client, LocalCluster, WorkerPlugin
     except ImportError as error:
         raise ConfigError(
             f"--workers {workers}: needs Dask; pip install 'esad-med[cluster]', or leave it out"
         ) from error
+
+    class IgnoreInterrupts(WorkerPlugin):  # type: ignore[misc] # Dask has no types
+        """A terminal sends Ctrl-C to workers too; they end when this process lets them go."""
+
+        def setup(self, worker: Any) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of every connection
     settings = {"distributed.scheduler.allowed-failures": _TRIES - 1}
     with (
         dask.config.set(settings),
@@ -74,6 +83,7 @@ def open_executor(workers: int) -> Iterator[Executor]:
         ) as cluster,
         Client(cluster) as client,
     ):
+        client.register_plugin(IgnoreInterrupts())
         yield client.get_executor(pure=False)
 
 
