@@ -20,6 +20,8 @@ R = TypeVar("R")
 
 _PATIENCE_SECONDS = 0.5  # between two looks for Ctrl-C
 _TRIES = 2  # of a task whose worker died: the worker may have died of something else
+# Dask's own list also makes malloc give memory back at once: every batch faults its pages in again.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _LOST = (
     f"the worker process that had it died, {_TRIES} times (out of memory, or a library crashed on"
     " its file); try it alone, or with fewer workers"
@@ -43,8 +45,9 @@ class InProcess(Executor):
 def open_executor(workers: int) -> Iterator[Executor]:
     """This process for one worker, so many local Dask workers for more; all end with the block.
 
-    Workers have one thread each, listen on the loopback only and inherit the environment. What is
-    submitted to them, and what it returns, must be picklable.
+    Workers listen on the loopback only and inherit the environment; where it does not say
+    ``OMP_NUM_THREADS`` and the like, they compute with one thread. What is submitted to them, and
+    what it returns, must be picklable.
 
     Raises:
         ConfigError: the extra ``cluster`` is not installed.
@@ -67,7 +70,10 @@ def open_executor(workers: int) -> Iterator[Executor]:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of every connection
-    settings = {"distributed.scheduler.allowed-failures": _TRIES - 1}
+    settings = {
+        "distributed.scheduler.allowed-failures": _TRIES - 1,
+        "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, "1"),
+    }
     with (
         dask.config.set(settings),
         tempfile.TemporaryDirectory(prefix="esad-med-") as folder,
