@@ -5,6 +5,7 @@ the project does not depend on. Nothing of it is ever imported by the project.
 """
 
 import os
+import re
 import site
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def peer_python(*packages: str) -> tuple[Path, str]:
 
 def _install(python: Path, package: str) -> str:
     """Install one package where what it needs is there already or fits; pip's last word if not."""
-    name = package.split("==")[0]
+    name = re.split("[<=>]", package)[0]
     known = [str(python), "-c", f"import importlib.metadata as m; m.version({name!r})"]
     if subprocess.run(known, capture_output=True, check=False).returncode == 0:
         return ""

@@ -50,6 +50,8 @@ from esad_med.method.transforms import InputTransform, view, views_of
 Precision = Literal["float32", "bfloat16", "float64"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 Batches = npt.NDArray[Any] | Iterable[npt.NDArray[Any]]
+_BATCH = 256
+_CPU_PIXELS = 32 * 64 * 64  # in a batch on a CPU: 1.3 to 1.8 times faster than 256 tiles of 64 x 64
 WEIGHTS, CONTRACT, CHECKSUMS = "weights.safetensors", "contract.json", "checksums.json"
 
 
@@ -101,7 +103,7 @@ class Detector:
         self,
         batches: Batches,
         *,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         precision: Precision = "float32",
         progress: Callable[[int], None] | None = None,
     ) -> Scores:
@@ -112,7 +114,8 @@ class Detector:
 
         Args:
             batches: one array (n, h, w, c) or (n, d), or an iterable of them.
-            batch_size: how many samples go through the network at a time.
+            batch_size: how many samples go through the network at a time; by default 256, on a CPU
+                so few pictures that what passes between two layers stays near its caches.
             precision: bfloat16 is faster where the hardware has it, and less exact (a distance,
                 `network.distance`, would drown in its rounding and is scored in float32); float64
                 gives the same scores in any batch to the last digit.
@@ -122,7 +125,7 @@ class Detector:
             ModelError: samples of another shape, type or value range than trained on.
         """
         parts, done = [], 0
-        for samples in _chunks(batches, batch_size):
+        for samples in _chunks(batches, batch_size or self._batch_size()):
             raise_if_interrupted()
             terms = self.terms(samples, precision=precision)
             parts.append(self.contract.fusion.fuse(terms.reconstruction, terms.norm))
@@ -371,6 +374,12 @@ class Detector:
         with torch.no_grad():
             network = fold_batch_norm(network)
         return place(network, self.device)
+
+    def _batch_size(self) -> int:
+        if self.device.type != "cpu" or not self.input.is_image:
+            return _BATCH
+        height, width, _ = self.input.sample_shape
+        return min(_BATCH, max(1, _CPU_PIXELS // (height * width)))
 
     def _networks_in(self, precision: Precision) -> list[Network]:
         """The members with weights of this precision, converted once."""
