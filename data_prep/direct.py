@@ -130,7 +130,10 @@ class DirectReader:
         if not 0 < count <= _MOST_TILE_BYTES:
             return None
         self._file.seek(int(level.offsets[index]))
-        data = level.head + self._file.read(count)[len(_START) :]
+        stored = self._file.read(count)
+        if not stored.startswith(_START):
+            return None
+        data = level.head + stored[len(_START) :]
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             if (width, height) != level.tile:
@@ -190,7 +193,7 @@ def open_direct(
     try:
         with tifffile.TiffFile(path) as tiff:
             pages: dict[tuple[int, int], tifffile.TiffPage] = {}
-            for page in islice(tiff.pages, _MOST_PAGES):  # the first of a size, as OpenSlide does
+            for page in islice(tiff.pages, _MOST_PAGES):
                 pages.setdefault((page.imagewidth, page.imagelength), page)
             for index, size in enumerate(level_sizes):
                 if size in pages:

@@ -82,7 +82,7 @@ def mask_tissue(
         rgb.astype(np.float32), spec.smoothing_um / pixel_um, channel_axis=-1, preserve_range=True
     )
     white = np.minimum(smooth * (255 / _glass_color(smooth)), 255)
-    low, high = channel_extremes(white)
+    low, high = _channel_extremes(white)
     stain = (high - low) + (255 - high) / 2
     least, most = spec.threshold_range
     flat = np.ptp(stain) < 1
@@ -95,7 +95,7 @@ def mask_tissue(
     return np.asarray(mask, bool)
 
 
-def channel_extremes(
+def _channel_extremes(
     rgb: npt.NDArray[np.float32],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """The smallest and largest channel of each pixel; numpy's own, over three numbers, is slow."""
@@ -110,7 +110,7 @@ def _glass_color(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     Pure white is left out: it is what was not scanned, and brighter than the glass.
     """
     pixels = rgb.reshape(-1, 3)
-    low, high = channel_extremes(pixels)
+    low, high = _channel_extremes(pixels)
     bright = (low > 190) & (high < 254) & (high - low < 25)
     if np.count_nonzero(bright) < 0.01 * len(pixels):
         return np.full(3, 255, np.float32)
@@ -122,6 +122,6 @@ def _ink(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Pen and black borders, (h, w): no H&E or DAB stain lets green through so much and red not."""
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     colored = (green - red > 35) | ((green - red > 20) & (blue - red > 60))
-    low, high = channel_extremes(rgb)
+    low, high = _channel_extremes(rgb)
     black = (high < 80) & (high - low < 30)
     return np.asarray(colored | black, bool)

@@ -159,7 +159,11 @@ def no_header(part: bytearray) -> None:
     part[:20] = bytes(20)
 
 
-@pytest.mark.parametrize("change", [zeros, cut_off, no_header])
+def other_start(part: bytearray) -> None:
+    part[1] ^= 1
+
+
+@pytest.mark.parametrize("change", [zeros, cut_off, no_header, other_start])
 @pytest.mark.parametrize("plain", ["", "reader"])
 def test_a_damaged_tile_is_reported_and_its_neighbors_are_read(
     pyramid: Path,
