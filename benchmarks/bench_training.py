@@ -6,7 +6,7 @@ Pictures of 64 x 64 x 3, random bytes. The peer is what one writes first: the sa
 float32 as PyTorch makes it, the same batches drawn and augmented by the same code, forward, loss,
 backward, Adam. On CUDA PyTorch's convolutions round to TF32 by default; a second peer forbids
 that. The bare loop is our own step (precision, layout, running mean of weights) without MONAI's
-trainer. Best of three epochs each; the first, which compiles and warms up, is left out.
+trainer. Best of three epochs each; the first, which warms up, is left out.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from monai.transforms import Compose
 
-from esad_med.method import member as member_module
 from esad_med.method.batches import TrainingBatches
 from esad_med.method.config import TrainConfig
 from esad_med.method.devices import computes_bfloat16
@@ -71,8 +70,7 @@ def measure(data: MemberData, width: float, size: int, device: torch.device) -> 
     yield "bare loop, our step", bare(data, width, size, device)
     yield "ours, all fast paths off", train(data, width, size, device, plain="all")
     if device.type == "cuda":
-        yield "ours", train(data, width, size, device, plain="compile")
-        yield "ours, compiled", train(data, width, size, device, compiled=True)
+        yield "ours", train(data, width, size, device, plain="")
 
 
 def configure(width: float, size: int) -> TrainConfig:
@@ -130,14 +128,10 @@ def train(
     size: int,
     device: torch.device,
     *,
-    plain: str = "",
-    compiled: bool = False,
+    plain: str,
 ) -> float:
     """What `esad-med train` does for a network; the time of validation is left out."""
-    with (
-        switched(plain),
-        mock.patch.object(member_module, "STEPS_COMPILED", 1 if compiled else 1e9),
-    ):
+    with switched(plain):
         own = make_member(data, width, size, device)
         ends, starts = [], []
         validate = own._validate

@@ -15,7 +15,6 @@ PATHS = {
     "overlap": "slides are read and scored in turns, not at the same time",
     "device": "training samples are copied to the device batch by batch",
     "graphs": "training steps on CUDA are launched kernel by kernel, not as a graph",
-    "compile": "networks are run layer by layer, not compiled",
 }
 
 

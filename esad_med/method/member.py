@@ -29,7 +29,7 @@ from esad_med.method.folds import Fold
 from esad_med.method.fusion import Fusion, fit_statistics
 from esad_med.method.graphs import GraphedStep, update_with
 from esad_med.method.losses import EsadLoss, Target
-from esad_med.method.networks import ImageNetwork, Network, NetworkSpec, build_network, place
+from esad_med.method.networks import Network, NetworkSpec, build_network, place
 from esad_med.method.optimization import WeightAverage, learning_rate, make_optimizer
 from esad_med.method.scores import rank_auc
 from esad_med.method.terms import residual_map
@@ -39,7 +39,6 @@ from esad_med.method.whitening import fit_whitening
 _engine_logger = logging.getLogger(f"{__name__}.engine")
 _engine_logger.setLevel(logging.CRITICAL + 1)  # ignite logs every exception that we raise anyway
 SCORING_BATCH = 256
-STEPS_COMPILED = 5000
 _STEPS_UNSEEN = 50  # between looks at the loss on CUDA, each of which waits for the device
 _WHITENED_PIXELS = 500 * 64 * 64
 
@@ -140,8 +139,6 @@ class Member:
         trainer.state.epoch = done
         trainer.state.iteration = done * len(self.batches)
         self._attach(trainer, on_epoch)
-        if self._is_worth_compiling():
-            self.network.compile()
         with fastest_kernels(self.device):
             trainer.run()
 
@@ -161,12 +158,6 @@ class Member:
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best, self.finished = state["history"], state["best"], state["finished"]
         return True
-
-    def _is_worth_compiling(self) -> bool:
-        """Whether the steps saved are worth the minute that torch's compiler takes on CUDA."""
-        steps = (self.epochs - len(self.history)) * len(self.batches)
-        able = self.device.type == "cuda" and isinstance(self.network, ImageNetwork)
-        return able and steps >= STEPS_COMPILED and not is_plain("compile")
 
     def _some_normals(self) -> Tensor:
         """Training normals of about two million pixels as network input, the same each time."""

@@ -9,7 +9,6 @@ import torch
 
 from esad_med.base.errors import ModelError
 from esad_med.base.store import SampleStore
-from esad_med.method import member
 from esad_med.method.batches import TrainingBatches
 from esad_med.method.config import TrainConfig
 from esad_med.method.folds import Fold
@@ -85,15 +84,13 @@ def test_samples_on_the_device_make_the_batches_that_copied_ones_make(
     assert all(torch.equal(a, b) for a, b in zip(fast, plain, strict=True))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 def test_all_fast_paths_together_learn_as_the_plain_loop_does(
-    image_store: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+    image_store: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def losses(out: Path) -> np.ndarray:
         train(image_store, settings(), out)
         return np.genfromtxt(out / "metrics.csv", delimiter=",", names=True)["loss"]
 
-    monkeypatch.setattr(member, "STEPS_COMPILED", 1 if compiled else 10**9)
     fast = losses(tmp_path / "fast")
     monkeypatch.setenv("ESAD_PLAIN", "all")
     plain = losses(tmp_path / "plain")
