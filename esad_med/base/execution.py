@@ -23,8 +23,8 @@ _TRIES = 2  # of a task whose worker died: the worker may have died of something
 # Dask's own list also makes malloc give memory back at once: every batch faults its pages in again.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _LOST = (
-    f"the worker process that had it died, {_TRIES} times (out of memory, or a library crashed on"
-    " its file); try it alone, or with fewer workers"
+    "the worker process that had it died, also when nothing else was under way (out of memory, or a"
+    " library crashed on its file); look at the file, or try it without --workers"
 )
 
 
@@ -124,12 +124,26 @@ def in_order(
         if not waiting:
             return
         item, future = waiting.popleft()
-        while not wait([future], timeout=_PATIENCE_SECONDS).done:
-            raise_if_interrupted()
-        try:
-            result: R | CaseError = future.result()
-        except Exception as error:
-            if type(error).__name__ != "KilledWorker":  # Dask's, which need not be installed
-                raise
-            result = CaseError(_LOST)
+        result = _outcome(future)
+        if isinstance(result, CaseError):
+            # Dask blames all that a dead worker had: what is to blame shows with nothing beside it
+            for _, other in waiting:
+                _wait_for(other)
+            result = _outcome(executor.submit(work, item))
         yield item, result
+
+
+def _outcome(future: "Future[R]") -> R | CaseError:
+    """What a task gave, or a `CaseError` where its worker died."""
+    _wait_for(future)
+    try:
+        return future.result()
+    except Exception as error:
+        if type(error).__name__ != "KilledWorker":  # Dask's, which need not be installed
+            raise
+        return CaseError(_LOST)
+
+
+def _wait_for(future: "Future[Any]") -> None:
+    while not wait([future], timeout=_PATIENCE_SECONDS).done:
+        raise_if_interrupted()

@@ -94,6 +94,25 @@ def test_a_worker_that_dies_costs_its_item_alone() -> None:
     assert os.getpid() not in others.values()
 
 
+def test_what_only_waited_beside_a_deadly_item_is_tried_again() -> None:
+    class KilledWorker(Exception):
+        """Dask's, by its name."""
+
+    tries: list[int] = []
+
+    def work(item: int) -> int:
+        tries.append(item)
+        if item == 3 or (item == 4 and tries.count(4) == 1):
+            raise KilledWorker
+        return item
+
+    with open_executor(1) as executor:
+        found = dict(in_order(executor, work, range(6), ahead=4))
+    assert isinstance(found.pop(3), CaseError)
+    assert found == {0: 0, 1: 1, 2: 2, 4: 4, 5: 5}
+    assert (tries.count(3), tries.count(4), len(tries)) == (2, 2, 8)
+
+
 def test_workers_listen_on_the_loopback_only() -> None:
     pytest.importorskip("distributed")
     psutil = pytest.importorskip("psutil")
