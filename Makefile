@@ -23,7 +23,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_stain
 	$(BIN)/python -m benchmarks.bench_tiling
 	$(BIN)/python -m benchmarks.bench_workers
-	$(BIN)/python -m benchmarks.bench_scoring --compile
+	$(BIN)/python -m benchmarks.bench_scoring
 	$(BIN)/python -m benchmarks.bench_scoring --width 0.25 0.125 --batch 32 256
 	$(BIN)/python -m benchmarks.bench_scoring --auc
 	$(BIN)/python -m benchmarks.bench_training --width 1 0.25

@@ -17,8 +17,9 @@ from esad_med.base.runs import (
     write_json,
 )
 from esad_med.base.store import SampleStore
-from esad_med.method.detector import Detector, Precision
+from esad_med.method.detector import Detector
 from esad_med.method.scores import Scores, slide_score
+from esad_med.method.scoring_networks import Precision
 from esad_med.outputs.figures import write_histogram, write_roc
 
 _BATCH = 256
@@ -48,9 +49,11 @@ def score_store(
     Raises:
         ModelError: the store does not fit the detector's contract.
         CaseError: the store has no sample of that split.
-        ConfigError: ``out`` is something else than a table of scores, or cannot be written.
+        ConfigError: ``out`` is something else than a table of scores, or cannot be written; or the
+            detector does not score in this precision.
     """
     detector.check_store(store)
+    detector.check_precision(precision)
     _refuse_other_file(out)
     chosen = np.arange(len(store))
     if split is not None:

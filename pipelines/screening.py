@@ -30,8 +30,9 @@ from esad_med.base.runs import (
     write_json,
     write_text,
 )
-from esad_med.method.detector import Detector, Precision
+from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
+from esad_med.method.scoring_networks import Precision
 from pipelines.pathology import (
     LostTiles,
     PathologyConfig,
@@ -168,8 +169,10 @@ def screen_slides(
     two tables also keep what earlier runs with the same detector and settings say of other slides.
 
     Raises:
-        ConfigError: ``out`` cannot be written, or holds something else than a screening.
+        ConfigError: ``out`` cannot be written, or holds something else than a screening; or the
+            detector does not score in this precision.
     """
+    detector.check_precision(precision)
     _refuse_other_folders(out, cases)
     claim_run_folder(out, "screen")
     earlier = read_earlier(out, cases, detector, config, precision)

@@ -10,7 +10,8 @@ from esad_med.base.cases import Case, read_table
 from esad_med.base.config import dump_yaml
 from esad_med.base.errors import CaseError
 from esad_med.base.runs import Failure, read_json, versions, write_csv, write_failures
-from esad_med.method.detector import Detector, Precision
+from esad_med.method.detector import Detector
+from esad_med.method.scoring_networks import Precision
 from pipelines.pathology import PathologyConfig
 from pipelines.slide_results import SLIDE_COLUMNS
 

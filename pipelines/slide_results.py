@@ -14,8 +14,9 @@ from data_prep.tiles import TileGrid, read_tiles
 from data_prep.tissue import TissueMask
 from esad_med.base.cases import Case
 from esad_med.base.runs import Failure, atomic_folder, versions, write_csv, write_json
-from esad_med.method.detector import Detector, Precision
+from esad_med.method.detector import Detector
 from esad_med.method.scores import SLIDE_RULE, Scores, slide_score
+from esad_med.method.scoring_networks import Precision
 from esad_med.outputs.heatmap import normal_limits, write_heatmap
 from esad_med.outputs.report import SlideReport, TilePicture, write_report
 

@@ -12,6 +12,7 @@ from esad_med.base.errors import ConfigError
 PATHS = {
     "reader": "tiles are read by OpenSlide alone, never decoded directly",
     "kernels": "pixels are handled by numpy, not by compiled loops",
+    "layers": "a layer, its ReLU and doubling before it run one after the other when scoring",
     "overlap": "slides are read and scored in turns, not at the same time",
     "device": "training samples are copied to the device batch by batch",
     "graphs": "training steps on CUDA are launched kernel by kernel, not as a graph",

@@ -29,8 +29,8 @@ Annotations = Annotated[
 ]
 
 Precision = Annotated[
-    Literal["float32", "bfloat16"],
-    typer.Option(help="Of scoring; bfloat16 is faster where the CPU or GPU has it, less exact."),
+    Literal["float32", "bfloat16", "int8"],
+    typer.Option(help="Of scoring; bfloat16, and int8 on a CPU, are faster and less exact."),
 ]
 
 

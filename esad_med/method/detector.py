@@ -6,11 +6,10 @@ DETECTOR/checksums.json        SHA-256 of the two, checked at load
 DETECTOR/README.md             the model card
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,21 +35,14 @@ from esad_med.base.store import SampleStore
 from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
 from esad_med.method.devices import choose_device
-from esad_med.method.networks import (
-    EsadOutput,
-    Network,
-    build_network,
-    fold_batch_norm,
-    place,
-)
 from esad_med.method.scores import Scores, join_scores
-from esad_med.method.terms import latent_norm, reconstruction_error, residual_map
-from esad_med.method.transforms import InputTransform, view, views_of
+from esad_med.method.scoring_networks import Precision, ScoringNetworks, network_terms
+from esad_med.method.terms import residual_map
+from esad_med.method.transforms import InputTransform
 
-Precision = Literal["float32", "bfloat16", "float64"]
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 Batches = npt.NDArray[Any] | Iterable[npt.NDArray[Any]]
 _BATCH = 256
+_MOST_MOVED = 2.0  # percentiles, mean of a batch: by int8 against float32
 _CPU_PIXELS = 32 * 64 * 64  # in a batch on a CPU: 1.3 to 1.8 times faster than 256 tiles of 64 x 64
 WEIGHTS, CONTRACT, CHECKSUMS = "weights.safetensors", "contract.json", "checksums.json"
 
@@ -86,8 +78,10 @@ class Detector:
             image=contract.input.is_image,
             scaling=contract.scaling,
         )
-        self._networks = [self._build(k) for k in range(contract.members)]
-        self._converted: dict[Precision, list[Network]] = {}
+        self._networks = ScoringNetworks(
+            contract.network, self.weights, members=contract.members, device=self.device
+        )
+        self._compared = False  # int8 with float32
 
     @property
     def digest(self) -> str:
@@ -116,17 +110,21 @@ class Detector:
             batches: one array (n, h, w, c) or (n, d), or an iterable of them.
             batch_size: how many samples go through the network at a time; by default 256, on a CPU
                 so few pictures that what passes between two layers stays near its caches.
-            precision: bfloat16 is faster where the hardware has it, and less exact (a distance,
-                `network.distance`, would drown in its rounding and is scored in float32); float64
-                gives the same scores in any batch to the last digit.
+            precision: bfloat16 and int8 are faster where the hardware has them, and less exact (a
+                distance, `network.distance`, would drown in their rounding: asked for bfloat16 it
+                is scored in float32); float64 gives the same scores in any batch to the last digit.
             progress: called with the number of samples scored so far.
 
         Raises:
-            ModelError: samples of another shape, type or value range than trained on.
+            ConfigError: see `check_precision`.
+            ModelError: samples of another shape, type or value range than trained on; or int8,
+                compared with float32 on the first batch, moves scores by more than two percentiles.
         """
         parts, done = [], 0
         for samples in _chunks(batches, batch_size or self._batch_size()):
             raise_if_interrupted()
+            if precision == "int8":
+                self._compare_int8(samples)
             terms = self.terms(samples, precision=precision)
             parts.append(self.contract.fusion.fuse(terms.reconstruction, terms.norm))
             done += len(samples)
@@ -140,10 +138,10 @@ class Detector:
         spec = self.contract.terms
         if precision == "bfloat16" and self.contract.network.distance != "none":
             precision = "float32"
+        networks = self._networks.of(precision)
         with torch.inference_mode(), _exactly(self.device):
             x = self._input(samples)
             x = x.double() if precision == "float64" else x
-            networks = self._networks_in(precision)
             found = [
                 network_terms(network, x, spec=spec, views=self.contract.views)
                 for network in networks
@@ -170,7 +168,7 @@ class Detector:
         found, maps = [], []
         with torch.inference_mode(), _exactly(self.device):
             x = self._input(samples)
-            for network in self._networks:
+            for network in self._networks.of("float32"):
                 output = network(x)
                 found.append(network_terms(network, x, spec=spec, views=views, upright=output))
                 maps.append(residual_map(output.x_hat, x))
@@ -206,10 +204,11 @@ class Detector:
         """
         self.check_samples(samples)
         first, second = [], []
+        network = self._networks.of("float32")[0]
         with torch.inference_mode(), _exactly(self.device):
             for start in range(0, max(1, len(samples)), batch_size):  # no samples: no latents
                 raise_if_interrupted()
-                output = self._networks[0](self._input(samples[start : start + batch_size]))
+                output = network(self._input(samples[start : start + batch_size]))
                 first.append(output.z.flatten(1))
                 second.append(output.z_hat.flatten(1))
         return torch.cat(first).cpu().numpy(), torch.cat(second).cpu().numpy()
@@ -229,7 +228,7 @@ class Detector:
             "digest": self.digest,
             "preset": contract.training.preset,
             "members": contract.members,
-            "parameters": sum(p.numel() for p in self._networks[0].parameters()),
+            "parameters": self._networks.parameters,
             "normals": contract.training.normals,
             "labeled outliers": contract.training.outliers,
             "held-out normals": contract.calibration.normals,
@@ -238,6 +237,15 @@ class Detector:
             "norm weight": contract.fusion.norm_weight,
             "norm weight learned": contract.fusion.learned,
         }
+
+    def check_precision(self, precision: Precision) -> None:
+        """Refuse a precision in which this detector cannot score on its device.
+
+        Raises:
+            ConfigError: int8 for vectors, a distance, networks without batch norm, on a GPU or on
+                a CPU without 8-bit dot products.
+        """
+        self._networks.of(precision)
 
     def check_samples(self, samples: npt.NDArray[Any]) -> None:
         """Refuse a batch of another shape, type or value range than the contract's.
@@ -359,21 +367,21 @@ class Detector:
     def _contract_bytes(self) -> bytes:
         return self.contract.model_dump_json(indent=2).encode() + b"\n"
 
-    def _build(self, member: int) -> Network:
-        prefix = f"member{member}."
-        own = {k.removeprefix(prefix): v for k, v in self.weights.items() if k.startswith(prefix)}
-        with torch.device("meta"):
-            network = build_network(self.contract.network)
-        try:
-            network.load_state_dict(own, assign=True)
-        except RuntimeError as error:
+    def _compare_int8(self, samples: npt.NDArray[Any]) -> None:
+        """Score the first batch in float32 too: thresholds are only good for scores like those."""
+        if self._compared or not len(samples):
+            return
+        exact, rounded = (
+            self.percentile(self.contract.fusion.fuse(*self.terms(samples, precision=p)).score)
+            for p in ("float32", "int8")
+        )
+        moved = float(np.abs(rounded - exact).mean())
+        if moved > _MOST_MOVED:
             raise ModelError(
-                f"the weights of member {member} do not fit the contract's network"
-                f" ({str(error).splitlines()[0]})"
-            ) from error
-        with torch.no_grad():
-            network = fold_batch_norm(network)
-        return place(network, self.device)
+                f"precision int8 moves the scores of this detector by {moved:.1f} percentiles on"
+                f" average, expected at most {_MOST_MOVED:g}; score in bfloat16 or float32"
+            )
+        self._compared = True
 
     def _batch_size(self) -> int:
         if self.device.type != "cpu" or not self.input.is_image:
@@ -381,51 +389,11 @@ class Detector:
         height, width, _ = self.input.sample_shape
         return min(_BATCH, max(1, _CPU_PIXELS // (height * width)))
 
-    def _networks_in(self, precision: Precision) -> list[Network]:
-        """The members with weights of this precision, converted once."""
-        if precision == "float32":
-            return self._networks
-        if precision not in self._converted:
-            dtype = _DTYPES[precision]
-            self._converted[precision] = [copy.deepcopy(n).to(dtype) for n in self._networks]
-        return self._converted[precision]
-
     def _input(self, samples: npt.NDArray[Any]) -> Tensor:
         copied = np.ascontiguousarray(samples)
         if not copied.flags.writeable:
             copied = copied.copy()
         return self._transform(torch.from_numpy(copied).to(self.device))
-
-
-def network_terms(
-    network: Network,
-    x: Tensor,
-    *,
-    spec: Any,
-    views: int = 1,
-    upright: EsadOutput | None = None,
-    distance: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Both terms of Eq. 17 by one network for input x, each (n,) float32, mean over the views.
-
-    Args:
-        network: one member.
-        x: network input.
-        spec: how the terms are taken.
-        views: of test-time augmentation.
-        upright: the network's output for x itself, where it is known already.
-        distance: take the norm that is scored; False takes ‖z_hat‖, which is trained.
-    """
-    dtype = next(network.parameters()).dtype  # what is rounded are the weights, not the pictures
-    indices = views_of(tuple(x.shape[1:]), views) if x.ndim == 4 else [0]
-    first, second = [], []
-    for index in indices:
-        turned = view(x, index).contiguous(memory_format=torch.channels_last) if index else x
-        output = upright if upright is not None and not index else network(turned.to(dtype))
-        first.append(reconstruction_error(output.x_hat, turned, reduction=spec.reduction))
-        scored = network.scored(output) if network.scored and distance else output.z_hat
-        second.append(latent_norm(scored, norm=spec.norm, pool=spec.pool))
-    return torch.stack(first).mean(0), torch.stack(second).mean(0)
 
 
 def _exactly(device: torch.device) -> AbstractContextManager[object]:

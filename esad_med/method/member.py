@@ -23,7 +23,6 @@ from esad_med.method.batches import TrainingBatches, derive_seed
 from esad_med.method.checkpoints import State, load_checkpoint, save_checkpoint
 from esad_med.method.config import TrainConfig
 from esad_med.method.datasets import Indices
-from esad_med.method.detector import network_terms
 from esad_med.method.devices import fastest_kernels
 from esad_med.method.folds import Fold
 from esad_med.method.fusion import Fusion, fit_statistics
@@ -32,6 +31,7 @@ from esad_med.method.losses import EsadLoss, Target
 from esad_med.method.networks import Network, NetworkSpec, build_network, place
 from esad_med.method.optimization import WeightAverage, learning_rate, make_optimizer
 from esad_med.method.scores import rank_auc
+from esad_med.method.scoring_networks import network_terms
 from esad_med.method.terms import residual_map
 from esad_med.method.transforms import InputTransform, as_batch
 from esad_med.method.whitening import fit_whitening

@@ -140,9 +140,9 @@ class ImageEncoder(nn.Module):
             _block(a, b, spec.normalization, "linear" if end == "linear" else "relu")
             for a, b, end in zip(channels[:-1], channels[1:], last, strict=True)
         )
-        self.pool = nn.MaxPool2d(2) if spec.pooling == "max" else nn.AvgPool2d(2)
+        self.pool: nn.Module = nn.MaxPool2d(2) if spec.pooling == "max" else nn.AvgPool2d(2)
         self.dropout = nn.Dropout2d(spec.dropout)
-        self.whitening = Whitening(spec.channels) if spec.whiten else nn.Identity()
+        self.whitening: nn.Module = Whitening(spec.channels) if spec.whiten else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Give z and the four pictures before each pooling, finest first."""
@@ -164,6 +164,7 @@ class ImageDecoder(nn.Module):
         channels = [encoder[-1], *_scaled(_DECODER_CHANNELS, spec.width)]
         joined = encoder[-2::-1] if spec.skip else [0] * 4
         self.skip = spec.skip
+        self.doubled = channels[:-1]  # input channels of each block that come from below
         self.up = nn.Upsample(scale_factor=2)
         self.blocks = nn.ModuleList(
             _block(a + extra, b, spec.normalization)
