@@ -5,9 +5,9 @@ out equal to OpenSlide's pixels, and whatever cannot be decoded here is left to 
 decoder is strict: it refuses a damaged stream, as OpenSlide does, where others fill up with gray.
 """
 
+import heapq
 import logging
 import struct
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -69,8 +69,7 @@ class DirectReader:
         self._levels = levels
         self._read_region = read_region
         self._checked: dict[int, _Level | None] = {}
-        self._cache: OrderedDict[tuple[int, int], Pixels] = OrderedDict()
-        self._cached = 0
+        self._cache = _TileCache()
         self._path = path
         self._file = path.open("rb", buffering=0)
 
@@ -112,17 +111,11 @@ class DirectReader:
 
     def _tile(self, key: int, level: _Level, index: int) -> Pixels | None:
         """A decoded tile, or None where it cannot be had here."""
-        found = self._cache.get((key, index))
+        found = self._cache.get(key, index)
         if found is None:
             found = self._decode(level, index)
-            if found is None:
-                return None
-            self._cached += found.nbytes
-            while self._cached > _CACHE_BYTES and self._cache:
-                self._cached -= self._cache.popitem(last=False)[1].nbytes
-            self._cache[key, index] = found
-        else:
-            self._cache.move_to_end((key, index))
+            if found is not None:
+                self._cache.put(key, index, found)
         return found
 
     def _decode(self, level: _Level, index: int) -> Pixels | None:
@@ -173,6 +166,45 @@ class DirectReader:
         size = (min(level.tile[0], level.size[0] - x), min(level.tile[1], level.size[1] - y))
         expected = self._read_region((x, y), key, size)
         return expected is not None and np.array_equal(pixels[: size[1], : size[0]], expected)
+
+
+class _TileCache:
+    """Decoded tiles of the level that was read last, for readers that go in raster order.
+
+    What a stain fit decoded all over the slide waits for its turn: the tiles that lie furthest
+    behind the newest are forgotten first, and those furthest ahead where none is behind.
+    """
+
+    def __init__(self, most_bytes: int = _CACHE_BYTES) -> None:
+        self._most = most_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._level = -1
+        self._bytes = 0
+        self._tiles: dict[int, Pixels] = {}
+        self._ascending: list[int] = []  # a heap of the tiles' indices
+
+    def get(self, level: int, index: int) -> Pixels | None:
+        """A tile that was put here, if it is still known."""
+        return self._tiles.get(index) if level == self._level else None
+
+    def put(self, level: int, index: int, pixels: Pixels) -> None:
+        """Keep a tile; with one of another level the former level's are forgotten."""
+        if level != self._level:
+            self.clear()
+            self._level = level
+        while self._bytes + pixels.nbytes > self._most and self._tiles:
+            behind = self._ascending[0] < index
+            oldest = heapq.heappop(self._ascending) if behind else max(self._tiles)
+            if not behind:
+                self._ascending.remove(oldest)
+                heapq.heapify(self._ascending)
+            self._bytes -= self._tiles.pop(oldest).nbytes
+        self._tiles[index] = pixels
+        heapq.heappush(self._ascending, index)
+        self._bytes += pixels.nbytes
 
 
 def open_direct(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import openslide
 from PIL import Image
 
+from data_prep.areas import shrink_by
 from data_prep.direct import VENDORS, DirectReader, open_direct
 from data_prep.slide_header import find_mpp, fingerprint_file, refuse_deep_pixels
 from esad_med.base.errors import SlideError
@@ -218,7 +219,7 @@ class Slide:
             return
         corner = (round(x * factor * downsample), round(y * factor * downsample))
         try:
-            part = _shrink(self.read_region(corner, level, size), factor)
+            part = shrink_by(self.read_region(corner, level, size), factor)
         except SlideError as error:
             half = -(-edge // 2)
             if edge == 1 or edge * factor <= 256:
@@ -306,20 +307,3 @@ def _on_white(image: Image.Image) -> npt.NDArray[np.uint8]:
         share = alpha[where, None].astype(np.float32) / 255
         rgb[where] = np.rint(rgb[where] * share + 255 * (1 - share)).astype(np.uint8)
     return rgb
-
-
-def _shrink(rgb: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
-    """Means of factor x factor pixels; what is left over at the edges has its own, smaller mean."""
-    if factor == 1:
-        return rgb
-    height, width = (-(-side // factor) for side in rgb.shape[:2])
-    sums = np.zeros((height, width, 3), np.uint32)
-    for dy in range(factor):
-        for dx in range(factor):
-            part = rgb[dy::factor, dx::factor]
-            sums[: part.shape[0], : part.shape[1]] += part
-    heights, widths = (np.full(count, factor) for count in (height, width))
-    heights[-1] -= height * factor - rgb.shape[0]
-    widths[-1] -= width * factor - rgb.shape[1]
-    areas = (heights[:, None] * widths)[..., None]
-    return np.asarray((sums + areas // 2) // areas, np.uint8)

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from data_prep.compiled import compile_kernel
+from data_prep.areas import area_shares, shrink_area
 from data_prep.slides import Slide
 from data_prep.tissue import TissueMask
 from esad_med.base.config import Spec
@@ -151,14 +149,13 @@ def read_tiles(
     if grid.slide_size != slide.size_level0:
         raise ValueError(f"the grid was planned on another slide than {slide.path.name}")
     size, whole = (grid.read_px, grid.read_px), grid.read_px == grid.tile_px
-    corners = grid.xy_level0.tolist()
     for start in range(0, len(grid), batch):
         wanted = range(start, min(start + batch, len(grid)))
+        corners = grid.xy_level0[start : wanted.stop].tolist()
         tiles = np.empty((len(wanted), grid.tile_px, grid.tile_px, 3), np.uint8)
         indices: list[int] = []
-        for index in wanted:
+        for index, (x, y) in zip(wanted, corners, strict=True):
             tile = tiles[len(indices)]
-            x, y = corners[index]
             try:
                 if whole:
                     slide.read_region((x, y), grid.level, size, out=tile)
@@ -172,86 +169,6 @@ def read_tiles(
             indices.append(index)
         if indices:
             yield TileBatch(np.array(indices, np.int64), tiles[: len(indices)])
-
-
-def shrink_area(picture: npt.NDArray[np.uint8], edge_px: int) -> npt.NDArray[np.uint8]:
-    """Shrink a square picture by means of areas; returned as it is when it has that size.
-
-    Args:
-        picture: (e, e, 3) uint8 with e >= ``edge_px``, or smaller within the level tolerance.
-        edge_px: the new edge.
-
-    Returns:
-        (edge_px, edge_px, 3) uint8; each pixel the area-weighted mean of those it covers.
-    """
-    if picture.shape[0] == edge_px:
-        return picture
-    factor, rest = divmod(picture.shape[0], edge_px)
-    kernel = compile_kernel(shrink_kernel) if rest == 0 else None
-    if kernel is not None:
-        shrunk = np.empty((edge_px, edge_px, 3), np.uint8)
-        kernel(np.ascontiguousarray(picture), factor, shrunk)
-        return shrunk
-    if rest == 0:
-        blocks = picture.reshape(edge_px, factor, edge_px, factor, 3)
-        sums = blocks.sum(axis=(1, 3), dtype=np.uint32)
-        return np.asarray((sums + factor**2 // 2) // factor**2, np.uint8)
-    rows = _area_means(picture.astype(np.float64), edge_px)  # (edge_px, e, 3)
-    mean = _area_means(rows.swapaxes(0, 1), edge_px).swapaxes(0, 1)  # (edge_px, edge_px, 3)
-    return np.asarray(np.floor(mean + (0.5 + 1e-9)), np.uint8)
-
-
-def shrink_kernel(picture: Any, factor: Any, shrunk: Any) -> None:
-    """`shrink_area` by a whole factor into ``shrunk`` (e, e, 3), to be compiled."""
-    edge, area = shrunk.shape[0], factor * factor
-    sums = np.empty(edge * 3, np.uint32)
-    for y in range(edge):
-        sums[:] = area // 2
-        for dy in range(factor):
-            row = picture[y * factor + dy]
-            for x in range(edge):
-                for dx in range(factor):
-                    for channel in range(3):
-                        sums[x * 3 + channel] += row[x * factor + dx, channel]
-        for x in range(edge):
-            for channel in range(3):
-                shrunk[y, x, channel] = sums[x * 3 + channel] // np.uint32(area)
-
-
-def area_shares(
-    mask: npt.NDArray[np.bool_],
-    xs: npt.NDArray[np.float64],
-    ys: npt.NDArray[np.float64],
-    edge: float,
-) -> npt.NDArray[np.float32]:
-    """Share of True area in squares on a grid, exact also where edges cut through mask pixels.
-
-    Args:
-        mask: (h, w) bool; outside it all is False.
-        xs: (m,) left edges in mask pixels, not necessarily whole.
-        ys: (n,) top edges.
-        edge: edge of the squares, > 0.
-
-    Returns:
-        (n, m) float32 in [0, 1].
-    """
-    below = _cumulate(mask, ys + edge, axis=0) - _cumulate(mask, ys, axis=0)  # (n, w)
-    area = _cumulate(below, xs + edge, axis=1) - _cumulate(below, xs, axis=1)  # (n, m)
-    return np.clip(area / edge**2, 0, 1).astype(np.float32)
-
-
-def _cumulate(
-    values: npt.NDArray[np.generic], ends: npt.NDArray[np.float64], *, axis: int
-) -> npt.NDArray[np.float64]:
-    """Integral from 0 to each of ``ends`` of a function that is constant on each pixel."""
-    length = values.shape[axis]
-    sums = np.cumsum(values, axis=axis, dtype=np.float64)
-    sums = np.concatenate([np.zeros_like(np.take(sums, [0], axis)), sums], axis)
-    ends = np.clip(ends, 0, length)
-    whole = np.minimum(np.floor(ends).astype(np.int64), length - 1)
-    part = (ends - whole).reshape((-1, 1) if axis == 0 else (1, -1))
-    low, high = np.take(sums, whole, axis), np.take(sums, whole + 1, axis)
-    return np.asarray(low + (high - low) * part, np.float64)
 
 
 def _starts(length: int, edge: float, stride: float) -> npt.NDArray[np.int64]:
@@ -296,23 +213,3 @@ def _explain_empty(
         f"{slide.path.name}: no tile has {spec.min_tissue:.0%} tissue, the best has"
         f" {share.max():.0%}; lower tiles.min_tissue"
     )
-
-
-def _area_means(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.float64]:
-    """Means over ``count`` equal stretches of the first axis, (count, ...)."""
-    pixels, weights = _area_weights(len(values), count)
-    mean = np.zeros((count, *values.shape[1:]))
-    for column in range(pixels.shape[1]):
-        mean += values[pixels[:, column]] * weights[:, column, None, None]
-    return mean
-
-
-@lru_cache(maxsize=8)
-def _area_weights(length: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Which pixels each of ``count`` stretches covers, and their shares: both (count, k)."""
-    edges = np.linspace(0, length, count + 1)
-    first = np.floor(edges[:-1] + 1e-9).astype(np.int64)
-    pixels = first[:, None] + np.arange(-(-length // count) + 1)
-    low = np.maximum(edges[:-1, None], pixels)
-    high = np.minimum(edges[1:, None], pixels + 1)
-    return np.minimum(pixels, length - 1), np.maximum(high - low, 0) * (count / length)

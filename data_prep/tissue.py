@@ -1,6 +1,8 @@
 """Where the tissue is: a mask on a thumbnail, by color against the glass, without ink."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,21 +80,35 @@ def mask_tissue(
     Returns:
         (h, w) bool.
     """
-    smooth = gaussian(
-        rgb.astype(np.float32), spec.smoothing_um / pixel_um, channel_axis=-1, preserve_range=True
-    )
-    white = np.minimum(smooth * (255 / _glass_color(smooth)), 255)
-    low, high = _channel_extremes(white)
-    stain = (high - low) + (255 - high) / 2
+    smooth = _smooth(rgb, spec.smoothing_um / pixel_um)
+    whiten = np.asarray(255 / _glass_color(smooth), np.float32)
+    stain, ink = _stain_and_ink(smooth, whiten)
     least, most = spec.threshold_range
     flat = np.ptp(stain) < 1
     mask = stain > (least if flat else np.clip(threshold_otsu(stain), least, most))
-    if spec.ink:
-        halo = disk(round(_INK_HALO_UM / pixel_um))
-        mask &= ~dilation(_ink(smooth), halo)
+    if spec.ink and ink.any():
+        mask &= ~dilation(ink, disk(round(_INK_HALO_UM / pixel_um)))
     mask = remove_small_holes(mask, max_size=spec.max_hole_um2 / pixel_um**2)
     mask = remove_small_objects(mask, max_size=spec.min_object_um2 / pixel_um**2)
     return np.asarray(mask, bool)
+
+
+def _strips(height: int, rows: int = 64) -> Iterator[slice]:
+    """Rows of a picture, a few at a time: what is computed of them stays in the caches."""
+    for start in range(0, height, rows):
+        yield slice(start, min(start + rows, height))
+
+
+def _smooth(rgb: npt.NDArray[np.uint8], sigma: float) -> npt.NDArray[np.float32]:
+    """Gaussian blur of each channel, strip by strip with as many rows around as it reaches."""
+    smooth = np.empty(rgb.shape, np.float32)
+    reach = int(4 * sigma + 0.5) + 1
+    for rows in _strips(len(rgb), max(64, 4 * reach)):
+        first = max(0, rows.start - reach)
+        part = rgb[first : rows.stop + reach].astype(np.float32)
+        blurred = gaussian(part, sigma, truncate=4, channel_axis=-1, preserve_range=True)
+        smooth[rows] = blurred[rows.start - first :][: rows.stop - rows.start]
+    return smooth
 
 
 def _channel_extremes(
@@ -109,19 +125,36 @@ def _glass_color(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
     Pure white is left out: it is what was not scanned, and brighter than the glass.
     """
-    pixels = rgb.reshape(-1, 3)
-    low, high = _channel_extremes(pixels)
-    bright = (low > 190) & (high < 254) & (high - low < 25)
-    if np.count_nonzero(bright) < 0.01 * len(pixels):
+    lows = [low[bright] for _, low, bright in _bright(rgb)]
+    if sum(map(len, lows)) < 0.01 * rgb.shape[0] * rgb.shape[1]:
         return np.full(3, 255, np.float32)
-    level = np.quantile(low[bright], 0.9)
-    return np.asarray(np.median(pixels[bright & (low >= level)], axis=0), np.float32)
+    level = np.quantile(np.concatenate(lows), 0.9)
+    brightest = [part[bright & (low >= level)] for part, low, bright in _bright(rgb)]
+    return np.asarray(np.median(np.concatenate(brightest), axis=0), np.float32)
 
 
-def _ink(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Pen and black borders, (h, w): no H&E or DAB stain lets green through so much and red not."""
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    colored = (green - red > 35) | ((green - red > 20) & (blue - red > 60))
-    low, high = _channel_extremes(rgb)
-    black = (high < 80) & (high - low < 30)
-    return np.asarray(colored | black, bool)
+def _bright(rgb: npt.NDArray[np.float32]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """Strips of a picture, their smallest channel, and where they could be glass."""
+    for rows in _strips(len(rgb)):
+        low, high = _channel_extremes(rgb[rows])
+        yield rgb[rows], low, (low > 190) & (high < 254) & (high - low < 25)
+
+
+def _stain_and_ink(
+    rgb: npt.NDArray[np.float32], whiten: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """How stained each pixel is once the glass is white (`TissueSpec`), and what is ink.
+
+    Pen and black borders: no H&E or DAB stain lets green through so much and red not.
+    """
+    stain = np.empty(rgb.shape[:2], np.float32)
+    ink = np.empty(rgb.shape[:2], bool)
+    for rows in _strips(len(rgb)):
+        part = rgb[rows]
+        low, high = _channel_extremes(np.minimum(part * whiten, 255))
+        stain[rows] = (high - low) + (255 - high) / 2
+        red, green, blue = part[..., 0], part[..., 1], part[..., 2]
+        low, high = _channel_extremes(part)
+        colored = (green - red > 35) | ((green - red > 20) & (blue - red > 60))
+        ink[rows] = colored | ((high < 80) & (high - low < 30))
+    return stain, ink

@@ -135,7 +135,7 @@ class SlideTiler:
         read: list[npt.NDArray[np.int64]] = []
         done = 0
         for batch in normalized_tiles(prepared, self.config.stain, self.target, lost):
-            sink.append(batch.tiles, rows.iloc[batch.indices])
+            sink.append(batch.tiles, _rows_at(rows, batch.indices))
             read.append(batch.indices)
             if self.png:
                 _write_pngs(self.folder / "tiles" / case.case_id, grid, batch)
@@ -223,6 +223,12 @@ def _rows(case: Case, grid: TileGrid, share: pd.Series, truth: pd.Series) -> pd.
             "tumor_fraction": share.round(4),
         }
     )
+
+
+def _rows_at(rows: pd.DataFrame, indices: npt.NDArray[np.int64]) -> pd.DataFrame:
+    """Rows by their place, ascending; a slice where none is left out, which copies nothing."""
+    first, last = int(indices[0]), int(indices[-1])
+    return rows.iloc[first : last + 1] if last - first < len(indices) else rows.iloc[indices]
 
 
 def summarize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep.direct import DirectReader
+from data_prep.direct import DirectReader, _TileCache
 from data_prep.large_slides import BLOCK, compose_large_slide
 from data_prep.slides import Slide, open_slide
 from data_prep.tiles import TileSpec, plan_tiles, read_tiles
@@ -237,3 +237,27 @@ def test_a_large_slide_is_a_true_pyramid_read_alike_both_ways(
     assert np.corrcoef(means.ravel(), coarse.ravel())[0, 1] > 0.95  # but for the JPEG
     both(path, lambda slide: slide.read_overview(8.0).rgb, monkeypatch)
     assert decoded
+
+
+def test_what_lies_behind_is_forgotten_first_then_what_is_furthest_ahead() -> None:
+    tile = np.zeros((2, 2, 3), np.uint8)
+    cache = _TileCache(most_bytes=3 * tile.nbytes)
+
+    def known() -> list[int]:
+        return [index for index in range(100) if cache.get(4, index) is not None]
+
+    for index in (50, 10, 90):
+        cache.put(4, index, tile)
+    cache.put(4, 20, tile)  # 10 is behind
+    assert known() == [20, 50, 90]
+    cache.put(4, 5, tile)  # nothing is behind
+    assert known() == [5, 20, 50]
+    cache.put(4, 6, tile)
+    assert known() == [6, 20, 50]
+    assert cache.get(3, 20) is None
+    cache.put(3, 1, tile)  # another level
+    assert known() == []
+    assert cache.get(3, 1) is tile
+    huge = np.zeros((9, 9, 3), np.uint8)
+    cache.put(3, 0, huge)  # larger than all that may be kept: still used once
+    assert cache.get(3, 0) is huge

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_prep.slides import open_slide
-from data_prep.tiles import TileSpec, area_shares, plan_tiles, read_tiles, shrink_area
+from data_prep.tiles import TileSpec, plan_tiles, read_tiles
 from data_prep.tissue import TissueMask, TissueSpec, find_tissue
 from esad_med.base.errors import SlideError
 
@@ -134,31 +134,6 @@ def test_no_tiles_is_an_error_that_says_why(slide, mask, spec, words):
         plan_tiles(slide, tissue_of(mask, 64.0), TileSpec(**spec))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 999), st.integers(1, 12), st.integers(1, 5))
-def test_area_shares_are_exact(seed, edge, finer):
-    rng = np.random.default_rng(seed)
-    mask = rng.random((7, 9)) < 0.5
-    xs, ys = rng.integers(-3, 40, 4), rng.integers(-3, 40, 3)
-    found = area_shares(mask, xs / finer, ys / finer, edge / finer)
-    fine = np.pad(np.kron(mask, np.ones((finer, finer))), ((9, 99), (9, 99)))
-    for i, y in enumerate(ys + 9):
-        for j, x in enumerate(xs + 9):
-            assert found[i, j] == pytest.approx(fine[y : y + edge, x : x + edge].mean(), abs=1e-6)
-
-
-@pytest.mark.parametrize("edge", [64, 66, 72, 90, 96, 128, 192])
-def test_shrinking_is_the_mean_of_areas(edge):
-    rgb = np.random.default_rng(edge).integers(0, 256, (edge, edge, 3), dtype=np.uint8)
-    factor = 64 // np.gcd(64, edge)
-    fine = rgb.repeat(factor, 0).repeat(factor, 1).astype(float)
-    step = len(fine) // 64
-    expected = fine.reshape(64, step, 64, step, 3).mean((1, 3))
-    np.testing.assert_allclose(shrink_area(rgb, 64), expected, atol=0.5 + 1e-6)
-    flat = np.full_like(rgb, 201)
-    assert (shrink_area(flat, 64) == 201).all()
-
-
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["normal_scannerB", "tumor_scannerA", "tumor_scannerB"])
 def test_tiles_of_composed_slides_are_their_cells_and_openslides_pixels(data_root, name):
@@ -239,13 +214,3 @@ def test_subset_by_index_and_by_mask():
     np.testing.assert_array_equal(chosen.xy_level0, grid.xy_level0[[3, 1]])
     assert len(grid.subset(np.arange(len(grid)) < 5)) == 5
     assert chosen.edge_level0 == grid.edge_level0
-
-
-@pytest.mark.parametrize("factor", [2, 3, 4, 16])
-def test_compiled_and_numpy_means_of_areas_are_equal(
-    factor: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture = np.random.default_rng(factor).integers(0, 256, (8 * factor,) * 2 + (3,), np.uint8)
-    compiled = shrink_area(picture, 8)
-    monkeypatch.setenv("ESAD_PLAIN", "kernels")
-    np.testing.assert_array_equal(shrink_area(picture, 8), compiled)
