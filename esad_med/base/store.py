@@ -5,9 +5,9 @@ STORE/samples.csv   one row per sample, in the same order
 STORE/store.json    the contract: kind, shape, dtype, value range, mpp, specs, digests
 """
 
+import hashlib
 import io
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +27,11 @@ from esad_med.base.runs import (
     write_text,
 )
 
-FORMAT = "esad-med store 1"
+FORMAT = "esad-med store 2"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")
 _HEADER_BYTES = 128
+_VERIFIED = 1024  # samples at a time
+_CHUNK = 1 << 18  # bytes
 
 
 class SampleStore:
@@ -70,8 +72,8 @@ class SampleStore:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the samples' file: the data a model was trained on."""
-        return str(self.contract["digests"]["samples.npy"])
+        """SHA-256 of the samples' bytes, in order: the data a model was trained on."""
+        return str(self.contract["digests"]["samples"])
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -85,7 +87,10 @@ class SampleStore:
         Raises:
             StoreError: the file was changed or damaged after it was written.
         """
-        if digest_file(self.path / "samples.npy") != self.digest:
+        state = hashlib.sha256()
+        for start in range(0, len(self), _VERIFIED):
+            state.update(np.ascontiguousarray(self.samples[start : start + _VERIFIED]).data)
+        if state.hexdigest() != self.digest:
             raise StoreError(f"{self.path}/samples.npy: its SHA-256 is not the one in store.json")
 
     def _map_samples(self) -> npt.NDArray[Any]:
@@ -166,6 +171,8 @@ class StoreWriter:
         self.dtype = np.dtype(dtype)
         self.contract: dict[str, Any] = {}
         self._rows: list[pd.DataFrame] = []
+        self._digest = hashlib.sha256()
+        self._earlier: list[Any] = []  # the digest before each append
         self._count = 0
         self._sample_bytes = self.dtype.itemsize * int(np.prod(self.sample_shape))
         self._folder = atomic_folder(path)
@@ -180,24 +187,30 @@ class StoreWriter:
         """Add samples (b, *sample_shape) and their rows, in order."""
         if samples.shape[1:] != self.sample_shape or len(samples) != len(rows):
             raise ValueError(f"samples {samples.shape} and {len(rows)} rows do not fit the store")
-        self._file.write(np.ascontiguousarray(samples, dtype=self.dtype).data)
-        self._rows.append(rows)
-        self._count += len(samples)
+        self._append([np.ascontiguousarray(samples, dtype=self.dtype).data], rows)
 
     def append_part(self, path: Path, rows: pd.DataFrame) -> None:
         """Add what a `SamplePart` holds, and remove its file."""
         if path.stat().st_size != len(rows) * self._sample_bytes:
             raise ValueError(f"{path}: {path.stat().st_size} bytes and {len(rows)} rows do not fit")
-        with path.open("rb") as part:
-            shutil.copyfileobj(part, self._file, 1 << 20)
+        buffer = memoryview(bytearray(_CHUNK))  # small: what was read is hashed out of the cache
+        with path.open("rb", buffering=0) as part:
+            self._append((buffer[:n] for n in iter(lambda: part.readinto(buffer), 0)), rows)
         path.unlink()
+
+    def _append(self, chunks: Iterable[memoryview], rows: pd.DataFrame) -> None:
+        self._earlier.append(self._digest.copy())
         self._rows.append(rows)
         self._count += len(rows)
+        for chunk in chunks:
+            self._file.write(chunk)
+            self._digest.update(chunk)
 
     def rollback(self, count: int) -> None:
         """Take back everything appended after the first ``count`` samples (a mark of `count`)."""
         while self._count > count:
             self._count -= len(self._rows.pop())
+            self._digest = self._earlier.pop()
         if self._count != count:
             raise ValueError(f"{count} is not a mark between two appends")
         self._file.seek(_HEADER_BYTES + count * self._sample_bytes)
@@ -248,7 +261,8 @@ class StoreWriter:
                 "dtype": str(self.dtype),
                 **self.contract,
                 "digests": {
-                    name: digest_file(self.folder / name) for name in ("samples.npy", "samples.csv")
+                    "samples": self._digest.hexdigest(),
+                    "samples.csv": digest_file(self.folder / "samples.csv"),
                 },
             },
         )

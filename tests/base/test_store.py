@@ -1,5 +1,6 @@
 """SampleStore: what is written is what is read; parts that disagree do not open."""
 
+import hashlib
 import json
 import shutil
 
@@ -79,7 +80,9 @@ def test_rollback_takes_back_the_last_appends(tmp_path):
         writer.append(np.full((1, 2), 3, np.float32), rows(1))
         writer.rollback(mark)
         writer.append(np.full((1, 2), 4, np.float32), rows(1, sample_id=["last"]))
-    assert SampleStore(tmp_path / "s").samples[:, 0].tolist() == [1, 1, 4]
+    store = SampleStore(tmp_path / "s")
+    assert store.samples[:, 0].tolist() == [1, 1, 4]
+    store.verify()
 
 
 def damage_count(path):
@@ -145,6 +148,13 @@ def test_parts_that_disagree_do_not_open(store, damage, message):
     damage(store.path)
     with pytest.raises(StoreError, match=message):
         SampleStore(store.path)
+
+
+def test_the_digest_is_that_of_the_samples_bytes(tmp_path):
+    samples = np.random.default_rng(0).integers(0, 256, (1500, 2, 2, 1), np.uint8)
+    store = write_store(tmp_path / "s", samples, rows(1500), {"value_range": [0, 255]})
+    assert store.digest == hashlib.sha256(samples.tobytes()).hexdigest()
+    store.verify()
 
 
 def test_changed_samples_are_found_by_verify(store):
