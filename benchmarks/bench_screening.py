@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 #: What is timed, and with which fast paths off.
 WAYS = {"score": "", "screen": "", "screen, in turns": "overlap", "screen, all plain": "all"}
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--edge", type=int, default=51200, help="of the slide, level-0 pixels")
     parser.add_argument("--width", type=float, default=0.25)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "int8"), default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--grow", type=int, nargs="+", default=[], help="edges of slides instead")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)

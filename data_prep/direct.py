@@ -26,7 +26,7 @@ ReadRegion = Callable[[tuple[int, int], int, tuple[int, int]], Pixels | None]
 VENDORS = frozenset({"generic-tiff", "aperio"})
 _JPEG = 7
 _START, _END = b"\xff\xd8", b"\xff\xd9"
-_CACHE_BYTES = 256 << 20  # a slide of ordinary size at 10x, so that its stain fit costs no decode
+_CACHE_BYTES = 128 << 20  # what a stain fit decodes of a large slide at 10x, 500 tiles all over it
 _MOST_TILE_PX = 4096
 _MOST_TILE_BYTES = 64 << 20
 _MOST_PAGES = 64
@@ -76,6 +76,10 @@ class DirectReader:
     def close(self) -> None:
         """Close the file and forget what was decoded."""
         self._file.close()
+        self.forget()
+
+    def forget(self) -> None:
+        """Free the decoded tiles, which a later read may have to decode again."""
         self._cache.clear()
 
     def read(self, xy: tuple[int, int], level: int, out: Pixels) -> bool:

@@ -186,12 +186,16 @@ class Slide:
         level = max(i for i, d in enumerate(self.level_downsamples) if d <= wanted * 1.05)
         factor = max(1, round(wanted / self.level_downsamples[level]))
         width, height = self.level_sizes[level]
+        while -(-width // factor) * -(-height // factor) > _OVERVIEW_PIXELS:
+            factor += 1
         rgb = np.full((-(-height // factor), -(-width // factor), 3), 255, np.uint8)
         readable = np.zeros(rgb.shape[:2], bool)
         edge = max(1, round(_BLOCK_PIXELS**0.5) // factor)
         for y in range(0, rgb.shape[0], edge):
             for x in range(0, rgb.shape[1], edge):
                 self._fill_overview(rgb, readable, (x, y), edge, level, factor)
+        if self._direct is not None:
+            self._direct.forget()
         return Overview(rgb, factor * self.level_downsamples[level], readable)
 
     def thumbnail(self, mpp: float) -> tuple[npt.NDArray[np.uint8], float]:

@@ -83,6 +83,7 @@ def mask_tissue(
     smooth = _smooth(rgb, spec.smoothing_um / pixel_um)
     whiten = np.asarray(255 / _glass_color(smooth), np.float32)
     stain, ink = _stain_and_ink(smooth, whiten)
+    del smooth
     least, most = spec.threshold_range
     flat = np.ptp(stain) < 1
     mask = stain > (least if flat else np.clip(threshold_otsu(stain), least, most))
@@ -125,12 +126,16 @@ def _glass_color(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
     Pure white is left out: it is what was not scanned, and brighter than the glass.
     """
-    lows = [low[bright] for _, low, bright in _bright(rgb)]
-    if sum(map(len, lows)) < 0.01 * rgb.shape[0] * rgb.shape[1]:
+    lows = np.concatenate([low[bright] for _, low, bright in _bright(rgb)])
+    if len(lows) < 0.01 * rgb.shape[0] * rgb.shape[1]:
         return np.full(3, 255, np.float32)
-    level = np.quantile(np.concatenate(lows), 0.9)
-    brightest = [part[bright & (low >= level)] for part, low, bright in _bright(rgb)]
-    return np.asarray(np.median(np.concatenate(brightest), axis=0), np.float32)
+    level = np.quantile(lows, 0.9, overwrite_input=True)
+    del lows
+    color = np.empty(3, np.float32)
+    for channel in range(3):  # one after the other: on even glass these are half of the picture
+        brightest = [part[bright & (low >= level), channel] for part, low, bright in _bright(rgb)]
+        color[channel] = np.median(np.concatenate(brightest), overwrite_input=True)
+    return color
 
 
 def _bright(rgb: npt.NDArray[np.float32]) -> Iterator[tuple[npt.NDArray[Any], ...]]:

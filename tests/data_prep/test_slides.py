@@ -180,7 +180,7 @@ def test_overview_is_never_huge(make_slide):
                 (size[1], size[0], 3), np.uint8
             )[:1, :1]
         )
-        assert np.prod(slide.read_overview(0.5).readable.shape) <= 1.1 * 2**24
+        assert np.prod(slide.read_overview(0.5).readable.shape) <= 2**24
 
 
 def test_fingerprint_follows_the_content(make_slide):
@@ -230,3 +230,13 @@ def test_asking_for_an_impossible_region_is_a_callers_mistake(make_slide):
 def test_path_may_be_a_string_in_a_notebook(make_slide):
     with open_slide(str(make_slide())) as slide:  # type: ignore[arg-type]
         assert isinstance(slide.path, Path)
+
+
+@pytest.mark.parametrize("most", [90_000, 25_000, 7_000])
+def test_no_overview_is_larger_than_the_most_pixels_asked_for(make_slide, most, monkeypatch):
+    monkeypatch.setattr("data_prep.slides._OVERVIEW_PIXELS", most)
+    rgb = np.random.default_rng(1).integers(0, 256, (500, 700, 3), dtype=np.uint8)
+    with open_slide(make_slide(rgb, levels=(2,))) as slide:
+        overview = slide.read_overview(0.01)
+    assert most / 5 < overview.rgb.shape[0] * overview.rgb.shape[1] <= most
+    assert overview.rgb.shape[1] == -(-700 // overview.downsample)
