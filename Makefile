@@ -28,7 +28,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_scoring --auc
 	$(BIN)/python -m benchmarks.bench_training --width 1 0.25
 	$(BIN)/python -m benchmarks.bench_screening
-	$(BIN)/python -m benchmarks.bench_screening --width 0.125 --grow 8192 28672 51200 100000
+	$(BIN)/python -m benchmarks.bench_screening --width 0.125 --grow 8192 28672 53248 100000 163840
+	$(BIN)/python -m benchmarks.bench_profile
 
 # torch first: asked for alone it takes the build that fits the machine, and nothing replaces it.
 $(READY): pyproject.toml constraints.txt

@@ -517,6 +517,16 @@ def test_a_preparation_of_something_else_is_refused(
     refused(outcome, "preparation")
 
 
+def test_a_precision_that_the_hardware_lacks_is_refused_before_anything_is_written(
+    composed, store, trained, run_command, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
+    use = ("--detector", trained, "--precision", "int8", "--out")
+    refused(run_command("score", store, *use, tmp_path / "s.csv"), "VNNI", "bfloat16")
+    refused(run_command("screen", composed / "normal_1.tif", *use, tmp_path / "o"), "VNNI")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_store_is_no_detector_and_a_detector_no_store(store, trained, run_command, tmp_path):
     out = ("--out", tmp_path / "x")
     refused(run_command("score", store, "--detector", store, *out), "is a SampleStore")

@@ -8,6 +8,7 @@ import numpy as np
 import openslide
 import pandas as pd
 import pytest
+import torch
 
 from esad_med.method.detector import Detector
 from pipelines.pathology import config_of
@@ -144,6 +145,21 @@ def test_a_rougher_precision_is_told_and_not_mixed_with_the_other(
     )
     assert not rough.equals(exact)
     np.testing.assert_allclose(rough, exact, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="no 8-bit products on this CPU")
+def test_in_8_bits_a_screening_ranks_tiles_as_in_float32(
+    screened, composed, trained, run_command, tmp_path
+):
+    given = ("--detector", trained, "--out", tmp_path / "s", "--precision", "int8")
+    outcome = run_command("screen", composed / "tumor_2.tif", *given)
+    assert outcome.code == 0, outcome.err
+    rough, exact = (
+        pd.read_csv(folder / "tumor_2" / "scores.csv") for folder in (tmp_path / "s", screened)
+    )
+    assert not rough["score"].equals(exact["score"])
+    assert rough["score"].corr(exact["score"], method="spearman") > 0.98
+    assert "int8" in (tmp_path / "s" / "tumor_2" / "report.html").read_text()
 
 
 def test_slides_that_come_later_join_the_table(screened, composed, trained, run_command, tmp_path):
