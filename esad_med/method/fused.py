@@ -7,6 +7,7 @@ convolution of stride 2 with a 4x4 kernel, which takes 16 products where 36 were
 are the same but for the order of additions.
 """
 
+import platform
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeGuard
 
@@ -41,8 +42,9 @@ def can_fuse(network: Network, dtype: torch.dtype) -> TypeGuard[ImageNetwork]:
 
 
 def can_use_onednn() -> bool:
-    """Whether torch was built with oneDNN."""
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    """Whether torch was built with oneDNN, for a CPU on which these operations are tested."""
+    built = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return built and platform.machine() in {"x86_64", "AMD64"}
 
 
 def convolves_bfloat16() -> bool:

@@ -183,15 +183,14 @@ class _MeanPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
+        where = ([2, 2], [0, 0], _ONE, channels)  # stride, padding, dilation, groups
         if channels not in self.weights:
             ones = torch.ones((channels, 1, 2, 2), dtype=torch.int8)
             quarter, zero = torch.full((channels,), 0.25), torch.zeros(channels, dtype=torch.int32)
-            where = ([2, 2], [0, 0], _ONE, channels)
             packed = torch.ops.onednn.qconv_prepack(
                 ones, quarter, 1.0, 0, *where, [1, channels, 16, 16]
             )
             self.weights[channels] = (packed, quarter, zero, None)
-        where = ([2, 2], [0, 0], _ONE, channels)  # stride, padding, dilation, groups
         out: Tensor = torch.ops.onednn.qconv2d_pointwise(
             x, 1.0, 0, *self.weights[channels], *where, 1.0, 0, torch.uint8, *Post()
         )
