@@ -1,15 +1,20 @@
 """The quality-control picture of one slide: what was taken as tissue, and which tiles were cut."""
 
+from functools import cache
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from esad_med.outputs.figures import INK, MUTED, new_figure, save_png
+from esad_med.base.runs import atomic_file
+from esad_med.outputs.figures import INK, MUTED
 
-_PANEL_PX = 720
+_PANEL_PX = 640
+_LEAST_WIDTH_PX = 480  # of a panel, for its name and facts
+_GAP_PX, _HEAD_PX, _FOOT_PX = 32, 136, 72
+_FRAME = "#c8ced6"
 _TISSUE_RGB = (0, 150, 110)
 _TILE_RGB = (0, 105, 180)
 _TUMOR_RGB = (214, 39, 40)
@@ -59,38 +64,40 @@ def write_tiling_picture(
         ("Tissue", share, _draw_mask(thumbnail, mask)),
         ("Tiles", count, _draw_tiles(thumbnail, corners, flags, downsample, edge_level0)),
     ]
-    save_png(path, _compose(panels, title, caption))
+    with atomic_file(path) as temporary:  # level 1: a fifth of the time, little more space
+        _compose(panels, title, caption).save(temporary, "PNG", compress_level=1)
 
 
-def _compose(panels: list[tuple[str, str, Bytes]], title: str, caption: str) -> Figure:
+def _compose(panels: list[tuple[str, str, Bytes]], title: str, caption: str) -> Image.Image:
+    """Panels of (name, facts, picture) side by side, under a title and above a caption."""
     height_px, width_px = panels[0][2].shape[:2]
-    panel_width = 4.0
-    panel_height = panel_width * height_px / width_px
-    head, foot = 0.85, 0.45
-    width, height = 3 * panel_width + 0.8, panel_height + head + foot
-    figure = new_figure(width, height)
-    left = 0.2 / width
-    figure.text(left, 1 - 0.18 / height, title, size=13, weight="bold", color=INK, va="top")
-    figure.text(left, 0.16 / height, caption, size=8.5, color=MUTED, va="bottom")
-    for column, (name, facts, picture) in enumerate(panels):
-        x = (0.2 + column * (panel_width + 0.2)) / width
-        axes = figure.add_axes(
-            (x, foot / height, panel_width / width, panel_height / height), frame_on=True
-        )
-        axes.imshow(picture, interpolation="antialiased", aspect="auto")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set(color="#c8ced6", linewidth=0.8)
-        y = (foot + panel_height + 0.08) / height
-        figure.text(x, y, name, size=10, weight="bold", color=INK, va="bottom")
-        right = x + panel_width / width
-        figure.text(right, y, facts, size=9, color=MUTED, va="bottom", ha="right")
-    return figure
+    step = max(width_px, _LEAST_WIDTH_PX) + _GAP_PX
+    bottom = _HEAD_PX + height_px
+    page = Image.new("RGB", (len(panels) * step + _GAP_PX, bottom + _FOOT_PX), "white")
+    pen = ImageDraw.Draw(page)
+    pen.text((_GAP_PX, 28), title, INK, _font(29, bold=True), anchor="la")
+    pen.text((_GAP_PX, bottom + 47), caption, MUTED, _font(19), anchor="ls")
+    for left, (name, facts, picture) in zip(range(_GAP_PX, 3 * step, step), panels, strict=True):
+        page.paste(Image.fromarray(picture), (left, _HEAD_PX))
+        frame = (left - 1, _HEAD_PX - 1, left + width_px, bottom)
+        pen.rectangle(frame, outline=_FRAME)
+        pen.text((left, _HEAD_PX - 18), name, INK, _font(22, bold=True), anchor="ls")
+        right = left + step - _GAP_PX
+        pen.text((right, _HEAD_PX - 18), facts, MUTED, _font(20), anchor="rs")
+    return page
+
+
+@cache
+def _font(size_px: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib ships it: equal on every machine."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    path = Path(mpl.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(path, size_px, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _zoom(picture: npt.NDArray[np.generic]) -> float:
-    return float(_PANEL_PX / max(picture.shape[:2]))
+    height, width = picture.shape[:2]
+    return float(min(_PANEL_PX / width, 2 * _PANEL_PX / height))
 
 
 def _enlarge(picture: Bytes, *, nearest: bool = False) -> Bytes:
