@@ -10,13 +10,12 @@ Every column is a process of its own.
 import argparse
 import cProfile
 import json
-import os
 import pstats
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from benchmarks.processes import in_own_process
 
 STAGES = {
     "overview and tissue mask": ("tissue.py", "find_tissue"),
@@ -52,13 +51,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.column:
-        in_screening = options.column in SCREENINGS
-        found = (
-            profile_screening(options.column, options.folder)
-            if in_screening
-            else profile_training(options.column, options.width)
-        )
-        print(json.dumps(found))
+        if options.column in SCREENINGS:
+            print(json.dumps(profile_screening(options.column, options.folder)))
+        else:
+            print(json.dumps(profile_training(options.column, options.width)))
         return
     with tempfile.TemporaryDirectory() as name:
         from benchmarks.bench_screening import prepare
@@ -73,17 +69,8 @@ def main() -> None:
 
 def run(column: str, folder: Path, width: float) -> dict[str, float]:
     plain = SCREENINGS[column][1] if column in SCREENINGS else ""
-    command = [sys.executable, "-m", "benchmarks.bench_profile", "--column", column]
-    done = subprocess.run(
-        [*command, "--folder", str(folder), "--width", str(width)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "ESAD_PLAIN": plain},
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    options = ("--column", column, "--folder", folder, "--width", width)
+    found: dict[str, float] = in_own_process("benchmarks.bench_profile", *options, plain=plain)
     return found
 
 

@@ -11,20 +11,21 @@ whole process's. Screening ends with the report.
 
 import argparse
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-Precision = Literal["float32", "bfloat16", "int8"]
+from benchmarks.processes import in_own_process
+
+if TYPE_CHECKING:  # torch is not to count in the memory of tiling
+    from esad_med.method.scoring_networks import Precision
+
 #: What is timed, and with which fast paths off.
 WAYS = {"score": "", "screen": "", "screen, in turns": "overlap", "screen, all plain": "all"}
 
@@ -110,21 +111,12 @@ def prepare(folder: Path, edge: int, width: float) -> int:
 
 
 def step(way: str, folder: Path, precision: str, plain: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.bench_screening", "--step", way, str(folder)]
-    done = subprocess.run(
-        [*command, "--precision", precision],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "ESAD_PLAIN": plain},
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    options = ("--step", way, folder, "--precision", precision)
+    found: dict[str, Any] = in_own_process("benchmarks.bench_screening", *options, plain=plain)
     return found
 
 
-def take_step(way: str, folder: Path, precision: Precision) -> dict[str, Any]:
+def take_step(way: str, folder: Path, precision: "Precision") -> dict[str, Any]:
     """Time one way in this process, after what is needed was imported and compiled."""
     if way.startswith("tile"):
         work = prepare_tiling(folder, 0.5 if "0.5" in way else 1.0)
@@ -161,7 +153,7 @@ def prepare_tiling(folder: Path, mpp: float) -> Callable[[], int]:
     return work
 
 
-def prepare_scoring(way: str, folder: Path, precision: Precision) -> Callable[[], int]:
+def prepare_scoring(way: str, folder: Path, precision: "Precision") -> Callable[[], int]:
     from esad_med.base.cases import Case
     from esad_med.base.store import SampleStore
     from esad_med.method.detector import Detector

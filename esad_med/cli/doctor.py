@@ -37,7 +37,7 @@ def doctor(
     ),
     as_json: Json = False,
 ) -> None:
-    """Check the installation: versions, OpenSlide, GPU, bfloat16, optional extras, disk."""
+    """Check the installation: versions, OpenSlide, GPU, bfloat16, int8, optional extras, disk."""
     checks = list(run_checks(out))
     lines = [f"{_MARKS[c.status]} {c.name}: {c.found}" for c in checks]
     remedies = [f"  -> {c.name}: {c.remedy}" for c in checks if c.remedy]
@@ -58,7 +58,7 @@ def run_checks(out: Path) -> Iterator[Check]:
             yield Check(name, "failed", version, "pip install -c constraints.txt -e .")
         else:
             yield Check(name, "ok", version)
-    for check in (_openslide, _devices, _bfloat16, _numba):
+    for check in (_openslide, _devices, _bfloat16, _int8, _numba):
         yield _guarded(check)
     for extra, packages in _EXTRAS.items():
         yield _extra(extra, packages)
@@ -101,6 +101,14 @@ def _bfloat16() -> Check:
     if computes_bfloat16(choose_device("auto")):
         return Check("bfloat16", "ok", "in hardware; precision 'auto' trains with it")
     return Check("bfloat16", "missing", "not in hardware; precision 'auto' trains in float32")
+
+
+def _int8() -> Check:
+    from esad_med.method.int8 import computes_int8
+
+    if computes_int8():
+        return Check("int8", "ok", "in the CPU; for --precision int8 of score and screen")
+    return Check("int8", "missing", "the CPU has no 8-bit dot products (VNNI)")
 
 
 def _numba() -> Check:

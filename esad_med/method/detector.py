@@ -116,9 +116,9 @@ class Detector:
             progress: called with the number of samples scored so far.
 
         Raises:
-            ConfigError: see `check_precision`.
-            ModelError: samples of another shape, type or value range than trained on; or int8 moves
-                the scores of the first batch by more than five percentiles.
+            ConfigError: see `check_precision`; or int8 moves the scores of the first batch by more
+                than five percentiles.
+            ModelError: samples of another shape, type or value range than trained on.
         """
         parts, done = [], 0
         for samples in _chunks(batches, batch_size or self._batch_size()):
@@ -377,7 +377,7 @@ class Detector:
         )
         moved = float(np.abs(rounded - exact).mean())
         if moved > _MOST_MOVED:
-            raise ModelError(
+            raise ConfigError(
                 f"precision int8 moves the scores of this detector by {moved:.1f} percentiles on"
                 f" average, expected at most {_MOST_MOVED:g}; score in bfloat16 or float32"
             )

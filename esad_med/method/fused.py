@@ -9,7 +9,7 @@ are the same but for the order of additions.
 
 import platform
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,6 @@ from esad_med.base.plain import is_plain
 from esad_med.method.networks import ImageDecoder, ImageEncoder, ImageNetwork, Layer, Network
 
 _ONE = [1, 1]
-
-
-class Post(NamedTuple):
-    """What oneDNN does with each number of an output before it is written."""
-
-    name: str = "none"
-    scalars: tuple[float, ...] = ()
-    algorithm: str = ""
-
-
-RELU = Post("relu")
 
 
 def can_fuse(network: Network, dtype: torch.dtype) -> TypeGuard[ImageNetwork]:
@@ -69,22 +58,22 @@ def fuse(network: ImageNetwork) -> ImageNetwork:
 
 
 class FusedConvolution(nn.Module):
-    """A 3x3 convolution, what is added to it, and ReLU or whatever follows."""
+    """A 3x3 convolution, what is added to it, and ReLU."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, post: Post) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
         super().__init__()
         self.weight = _constant(weight)
         self.bias = None if bias is None else _constant(bias)
-        self.post = post
+        self.after = after(relu)
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Take pictures (n, c, h, w), and what is added to the convolution before ReLU."""
         operation: Any = torch.ops.mkldnn._convolution_pointwise
         how = (_ONE, _ONE, _ONE, 1)  # padding, stride, dilation, groups
         if added is None:
-            out: Tensor = operation(x, self.weight, self.bias, *how, *self.post)
+            out: Tensor = operation(x, self.weight, self.bias, *how, *self.after)
         else:
-            out = operation.binary(x, added, self.weight, self.bias, *how, "add", 1.0, *self.post)
+            out = operation.binary(x, added, self.weight, self.bias, *how, "add", 1.0, *self.after)
         return out
 
 
@@ -94,20 +83,20 @@ class FusedUpsampling(nn.Module):
     With skip connections the convolution sees pictures of both sizes: it is the sum of two.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, post: Post, *, doubled: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, relu: bool, *, doubled: int) -> None:
         """Take a convolution and how many of its first input channels come doubled."""
         super().__init__()
         self.weight = _constant(doubling_kernel(weight[:, :doubled]))
         self.bias = None if bias is None else _constant(bias)
         self.beside = None
         if weight.shape[1] > doubled:
-            self.beside = FusedConvolution(weight[:, doubled:], None, post)
-        self.post = Post() if self.beside else post
+            self.beside = FusedConvolution(weight[:, doubled:], None, relu)
+        self.after = after(relu and self.beside is None)
 
     def forward(self, z: Tensor, picture: Tensor | None = None) -> Tensor:
         """Take z (n, c, h, w) and with skip connections a picture of twice its sides."""
         out: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
-            z, self.weight, self.bias, _ONE, [0, 0], [2, 2], _ONE, 1, *self.post
+            z, self.weight, self.bias, _ONE, [0, 0], [2, 2], _ONE, 1, *self.after
         )
         return out if self.beside is None else self.beside(picture, out)
 
@@ -148,12 +137,17 @@ def pairs(half: ImageEncoder | ImageDecoder) -> list[nn.Sequential]:
     return [block for block in half.blocks if isinstance(block, nn.Sequential)]
 
 
-def parts(layer: nn.Module) -> tuple[Tensor, Tensor | None, Post]:
-    """Weight, bias and what follows, of a layer whose batch norm is folded."""
+def parts(layer: nn.Module) -> tuple[Tensor, Tensor | None, bool]:
+    """Weight, bias and whether ReLU follows, of a layer whose batch norm is folded."""
     convolution = layer.weight if isinstance(layer, Layer) else layer
     assert isinstance(convolution, nn.Conv2d)
     relu = isinstance(layer, Layer) and isinstance(layer.activation, nn.ReLU)
-    return convolution.weight, convolution.bias, RELU if relu else Post()
+    return convolution.weight, convolution.bias, relu
+
+
+def after(relu: bool) -> tuple[str, list[float], str]:
+    """What oneDNN does with each number of an output before it is written, as it is told."""
+    return ("relu" if relu else "none", [], "")
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from esad_med.method.fused import (
     FusedConvolution,
     FusedDecoder,
     FusedUpsampling,
-    Post,
+    after,
     can_use_onednn,
     convolves_bfloat16,
     pairs,
@@ -57,11 +57,16 @@ def check_quantizable(network: Network, device: torch.device) -> ImageNetwork:
         why = "this detector was trained without batch norm, from which the steps are taken"
     elif device.type != "cpu":
         why = f"the device is {device.type}, int8 is for a CPU; use --precision bfloat16"
-    elif not (can_use_onednn() and torch.cpu._is_vnni_supported()):
+    elif not computes_int8():
         why = "this CPU has no 8-bit dot products (VNNI)"
     if why is None and isinstance(network, ImageNetwork):
         return network
     raise ConfigError(f"precision int8: {why}; score in float32 or bfloat16")
+
+
+def computes_int8() -> bool:
+    """Whether this machine's CPU multiplies 8-bit integers fast, and exactly."""
+    return can_use_onednn() and bool(torch.cpu._is_vnni_supported())
 
 
 def quantize(network: ImageNetwork) -> ImageNetwork:
@@ -78,13 +83,13 @@ def _quantize_encoder(encoder: ImageEncoder, *, scored: bool) -> list[float]:
     steps: list[float] = []
     *blocks, last = pairs(encoder)
     for block in blocks:
-        between, after = _step(block[0]), _step(block[1])
+        between, behind = _step(block[0]), _step(block[1])
         if steps:
             block[0] = QuantizedConvolution(block[0], steps[-1], between)
         else:  # in float32, for a bfloat16 holds half of the gray levels
             block[0] = _Rounded(FusedConvolution(*_scaled(block[0], 1, between)))
-        block[1] = QuantizedConvolution(block[1], between, after)
-        steps.append(after)
+        block[1] = QuantizedConvolution(block[1], between, behind)
+        steps.append(behind)
     if scored:
         dtype = torch.bfloat16 if convolves_bfloat16() else torch.float32
         first = FusedConvolution(*_scaled(last[0], steps[-1], None)).to(dtype)
@@ -104,16 +109,15 @@ def _quantized_decoder(decoder: ImageDecoder, fine: list[float]) -> FusedDecoder
     for (first, second), beside, doubled in zip(
         pairs(decoder), reversed(fine), decoder.doubled, strict=True
     ):
-        between, after = _step(first), _step(second)
+        between, behind = _step(first), _step(second)
         seen = torch.full((parts(first)[0].shape[1],), beside)
         seen[:doubled] = step
         if blocks:
             head: nn.Module = _Doubled(QuantizedConvolution(first, seen, between))
         else:
-            weight, bias, post = _scaled(first, seen, between)
-            head = _Rounded(FusedUpsampling(weight, bias, post, doubled=doubled))
-        blocks.append((head, QuantizedConvolution(second, between, after)))
-        step = after
+            head = _Rounded(FusedUpsampling(*_scaled(first, seen, between), doubled=doubled))
+        blocks.append((head, QuantizedConvolution(second, between, behind)))
+        step = behind
     return FusedDecoder(blocks, QuantizedConvolution(decoder.last, step, None), skip=decoder.skip)
 
 
@@ -123,7 +127,8 @@ class QuantizedConvolution(nn.Module):
     def __init__(self, layer: nn.Module, step: Step, step_after: float | None) -> None:
         """Take a layer and the steps of its input and output."""
         super().__init__()
-        weight, self.bias, self.post = _scaled(layer, step, step_after)
+        weight, self.bias, relu = _scaled(layer, step, step_after)
+        self.after = after(relu)
         self.out = _FLOAT if step_after is None else torch.uint8
         self.scale = weight.abs().amax((1, 2, 3)).clamp_min(_SMALLEST) / _LARGEST_WEIGHT
         rounded = (weight / self.scale[:, None, None, None]).round().to(torch.int8)
@@ -137,7 +142,7 @@ class QuantizedConvolution(nn.Module):
         weight = (self.weight, self.scale, self.zero, self.bias)
         where = (_ONE, _ONE, _ONE, 1)  # stride, padding, dilation, groups
         out: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, 0, *weight, *where, 1.0, 0, self.out, *self.post
+            x, 1.0, 0, *weight, *where, 1.0, 0, self.out, *self.after
         )
         return out
 
@@ -192,7 +197,7 @@ class _MeanPool(nn.Module):
             )
             self.weights[channels] = (packed, quarter, zero, None)
         out: Tensor = torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, 0, *self.weights[channels], *where, 1.0, 0, torch.uint8, *Post()
+            x, 1.0, 0, *self.weights[channels], *where, 1.0, 0, torch.uint8, *after(relu=False)
         )
         return out
 
@@ -208,11 +213,11 @@ def _step(layer: nn.Module) -> float:
 
 def _scaled(
     layer: nn.Module, step: Step, step_after: float | None
-) -> tuple[Tensor, Tensor | None, Post]:
-    """Weight and bias that take pictures in steps to pictures in steps, and what follows."""
+) -> tuple[Tensor, Tensor | None, bool]:
+    """Weight and bias that take steps to steps, and whether ReLU follows."""
     if isinstance(layer, Layer):
         layer.fold()
-    weight, bias, post = parts(layer)
+    weight, bias, relu = parts(layer)
     weight = weight.detach() * torch.as_tensor(step)[..., None, None]
-    after = 1.0 if step_after is None else step_after
-    return weight / after, None if bias is None else bias.detach() / after, post
+    divisor = 1.0 if step_after is None else step_after
+    return weight / divisor, None if bias is None else bias.detach() / divisor, relu

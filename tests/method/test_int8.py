@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from esad_med.base.errors import ConfigError, ModelError
+from esad_med.base.errors import ConfigError
 from esad_med.method.detector import Detector
 from esad_med.method.int8 import QuantizedConvolution, _MeanPool, check_quantizable, quantize
 from esad_med.method.networks import (
@@ -144,6 +144,6 @@ def test_a_detector_scores_about_the_same(detector: Detector) -> None:
 def test_a_detector_whose_numbers_stray_is_refused(detector: Detector) -> None:
     wrong = with_norms(detector, 1 / 50)
     np.testing.assert_allclose(wrong.score(TILES).score, detector.score(TILES).score, rtol=0.1)
-    with pytest.raises(ModelError, match=r"int8 moves the scores .* percentiles .*bfloat16"):
+    with pytest.raises(ConfigError, match=r"int8 moves the scores .* percentiles .*bfloat16"):
         wrong.score(TILES, precision="int8")
     assert len(wrong.score(TILES[:0], precision="int8").score) == 0
