@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint stress bench clean
 
 demo: $(READY)
 	$(BIN)/esad-med demo --out demo-run
@@ -17,6 +17,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+stress: $(READY)
+	$(BIN)/pytest --full --timeout 14400 tests/stress
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_start

@@ -27,6 +27,18 @@ settings.register_profile("steady", deadline=None, derandomize=True)  # alike on
 settings.load_profile("steady")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make stress` asks for the full form of the tests in tests/stress."""
+    parser.addoption("--full", action="store_true", help="tests/stress at full length (hours)")
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """How often a stress test repeats: ``rounds(short, full)``, full with ``--full``."""
+    full = request.config.getoption("--full")
+    return lambda short, full_count: full_count if full else short
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data (ESAD_DATA, default ../shared/data); skips where it is missing."""
