@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from esad_med.base.errors import ConfigError, EsadError
 
@@ -30,6 +30,9 @@ _VERSIONED = (
 
 #: The file that notes a run's complete cases, and marks its folder.
 JOURNAL = "journal.jsonl"
+
+#: What the run at work in a folder holds; see `esad_med.base.locks`.
+LOCK = ".lock"
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0 unknown)."""
@@ -71,6 +74,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise output_error(path, error) from error
     finally:
@@ -116,12 +120,22 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(path)
+        _sync_folder(path.parent)
     except ConfigError as error:  # name the folder that was asked for
         raise ConfigError(str(error).replace(str(temporary), str(path))) from error
     except OSError as error:
         raise output_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder outlast a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def output_error(path: Path, error: OSError) -> ConfigError:
@@ -220,7 +234,7 @@ def claim_run_folder(out: Path, command: str) -> None:
         ConfigError: it cannot be written, or holds something else, such as another command's run.
     """
     try:
-        used = out.is_dir() and any(out.iterdir())
+        used = out.is_dir() and any(file.name != LOCK for file in out.iterdir())
         begun = (out / JOURNAL).exists()
     except OSError as error:
         raise output_error(out, error) from error
@@ -264,10 +278,21 @@ class Journal:
         """Note a case as complete."""
         line = json.dumps({"case_id": case_id, "key": key, **(facts or {})}, ensure_ascii=False)
         try:
-            with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(line + "\n")
+            with self.path.open("ab+") as handle:
+                if handle.tell() and not _ends_line(handle):  # a crash cut the last one off
+                    handle.write(b"\n")
+                handle.write(line.encode() + b"\n")
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
             raise output_error(self.path, error) from error
         self._done[case_id] = key
+
+    def key_of(self, case_id: str) -> str:
+        """The key a case was completed with, empty where it was not."""
+        return self._done.get(case_id, "")
+
+
+def _ends_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
