@@ -27,6 +27,7 @@ from data_prep.tissue import TissueMask, TissueSpec, find_tissue
 from esad_med.base.cases import Case, check_cases, read_manifest
 from esad_med.base.config import Spec, build_spec
 from esad_med.base.errors import CaseError, ConfigError, SlideError
+from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure
 
 _MAX_LOST_IN_A_ROW = 500
@@ -47,6 +48,7 @@ class PathologyConfig(Spec):
     tiles: TileSpec = TileSpec()
     stain: StainSpec = StainSpec()
     labels: LabelSpec = LabelSpec()
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,7 @@ def tumor_fractions(
 
 def preparation(config: PathologyConfig, target: StainTarget) -> dict[str, Any]:
     """The plain mapping that stores and detectors keep of how their tiles were made."""
-    values = config.model_dump(mode="json", exclude={"labels"})
+    values = config.model_dump(mode="json", exclude={"labels", "limits"})
     used = config.stain.method != "none"
     return {**values, "stain_target": target.to_dict() if used else None}
 

@@ -76,6 +76,12 @@ def ctrl_c() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def in_this_process() -> None:
+    """A process beside this one takes a second to start; tests of it name their ``--workers``."""
+    os.environ["ESAD_WORKERS"] = "0"
+
+
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Small tensors on two threads wait for each other more than they compute."""
     before = torch.get_num_threads()

@@ -33,7 +33,11 @@ def hold_folder(out: Path) -> Iterator[None]:
     with _hold(out / LOCK, out) as killed:
         if killed:
             _sweep(out.rglob(".*"))
-        yield
+        try:
+            yield
+        except BaseException:  # its worker processes may have been killed
+            _sweep(out.rglob(".*"))
+            raise
 
 
 @contextmanager

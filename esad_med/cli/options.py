@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from esad_med.base.execution import Place
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file of differences from the defaults.")
@@ -32,6 +35,47 @@ Precision = Annotated[
     Literal["float32", "bfloat16", "int8"],
     typer.Option(help="Of scoring; bfloat16, and int8 on a CPU, are faster and less exact."),
 ]
+
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers",
+        min=0,
+        envvar="ESAD_WORKERS",
+        help="0: in this process; 1: beside it, where a crash costs one case; more need Dask.",
+    ),
+]
+Scheduler = Annotated[
+    str, typer.Option("--scheduler", help="Dask scheduler to work on, such as tls://host:8786.")
+]
+Resources = Annotated[
+    list[str] | None,
+    typer.Option("--resource", help="What a task needs of a cluster's worker, GPU=1; repeatable."),
+]
+TrustScheduler = Annotated[
+    bool,
+    typer.Option("--trust-scheduler", help="Connect without TLS: the network is closed to others."),
+]
+
+
+def place(workers: int, scheduler: str, resources: list[str] | None, trusted: bool) -> "Place":
+    """Where the options say that cases are worked on.
+
+    Raises:
+        typer.BadParameter: a resource that is not NAME=NUMBER.
+    """
+    from esad_med.base.execution import Place
+
+    needs = {}
+    for text in resources or []:
+        name, _, amount = text.partition("=")
+        try:
+            needs[name] = float(amount)
+        except ValueError:
+            raise typer.BadParameter(
+                f"'{text}' is not NAME=NUMBER, such as GPU=1", param_hint="--resource"
+            ) from None
+    return Place(workers, scheduler, needs, trusted)
 
 
 def overrides(settings: list[str] | None, **flags: object) -> list[str]:

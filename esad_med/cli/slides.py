@@ -13,8 +13,13 @@ from esad_med.cli.options import (
     Json,
     Mpp,
     Precision,
+    Resources,
+    Scheduler,
     Set,
     Slides,
+    TrustScheduler,
+    Workers,
+    place,
 )
 
 
@@ -27,6 +32,10 @@ def screen(
     slide_mpp: Mpp = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Precision = "float32",
+    workers: Workers = 1,
+    scheduler: Scheduler = "",
+    resources: Resources = None,
+    trust_scheduler: TrustScheduler = False,
     config: ConfigFile = None,
     settings: Set = None,
     as_json: Json = False,
@@ -42,7 +51,14 @@ def screen(
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations)
     with ProgressBar() as progress:
         summary = screen_slides(
-            cases, model, out, chosen, precision=precision, say=say, progress=progress
+            cases,
+            model,
+            out,
+            chosen,
+            precision=precision,
+            place=place(workers, scheduler, resources, trust_scheduler),
+            say=say,
+            progress=progress,
         )
     lines = [f"{len(summary.slides)} slides screened, in {out} (slides.csv, CASE/report.html)"]
     if summary.failures:

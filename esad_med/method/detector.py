@@ -8,6 +8,7 @@ DETECTOR/README.md             the model card
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +83,7 @@ class Detector:
             contract.network, self.weights, members=contract.members, device=self.device
         )
         self._compared = False  # int8 with float32
+        self._loaded_from: tuple[Path, str] | None = None
 
     @property
     def digest(self) -> str:
@@ -360,9 +362,21 @@ class Detector:
         except (ConfigError, SafetensorError) as error:
             raise ModelError(f"{path}: not a usable detector ({error})") from error
         try:
-            return cls(contract, weights, device=device)
+            detector = cls(contract, weights, device=device)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
+        detector._loaded_from = path.resolve(), device
+        return detector
+
+    def __reduce__(self) -> tuple[Callable[..., "Detector"], tuple[Path, str, str]]:
+        """To another process goes the name of its folder, from which it is loaded there, once.
+
+        Raises:
+            ValueError: it was not loaded from a folder.
+        """
+        if self._loaded_from is None:
+            raise ValueError("only a detector that was loaded from its folder can be sent")
+        return _load_again, (*self._loaded_from, self.digest)
 
     def _contract_bytes(self) -> bytes:
         return self.contract.model_dump_json(indent=2).encode() + b"\n"
@@ -394,6 +408,14 @@ class Detector:
         if not copied.flags.writeable:
             copied = copied.copy()
         return self._transform(torch.from_numpy(copied).to(self.device))
+
+
+@lru_cache(maxsize=4)
+def _load_again(path: Path, device: str, digest: str) -> Detector:
+    detector = Detector.load(path, device=device)
+    if detector.digest != digest:
+        raise ModelError(f"{path}: was changed while it was in use; start the command again")
+    return detector
 
 
 def _exactly(device: torch.device) -> AbstractContextManager[object]:
