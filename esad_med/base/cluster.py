@@ -7,9 +7,10 @@ Dask's own configuration), unless the user says that the network is trusted.
 
 import ipaddress
 import logging
+import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
@@ -71,6 +72,7 @@ def _local_client(workers: int) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, "1"),
     }
     with (
+        _restored(_THREADS),
         dask.config.set(settings),
         tempfile.TemporaryDirectory(prefix="esad-med-") as folder,
         LocalCluster(
@@ -87,6 +89,18 @@ def _local_client(workers: int) -> Iterator[Any]:
     ):
         client.register_plugin(StayWithParent())
         yield client
+
+
+@contextmanager
+def _restored(names: Sequence[str]) -> Iterator[None]:
+    """Dask sets its workers' variables in this process too, and leaves them there."""
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ A task is a case or a block of cases: a slide, some studies, a chunk of runs.
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,26 @@ class Place:
     scheduler: str = ""
     resources: dict[str, float] = field(default_factory=dict)
     trusted: bool = False
+
+    @classmethod
+    def of(
+        cls, workers: int, scheduler: str, resources: Sequence[str] | None, trusted: bool
+    ) -> "Place":
+        """The place that the command line's options name.
+
+        Raises:
+            ConfigError: a resource that is not NAME=NUMBER.
+        """
+        needs = {}
+        for text in resources or ():
+            name, _, amount = text.partition("=")
+            try:
+                needs[name] = float(amount)
+            except ValueError:
+                raise ConfigError(
+                    f"--resource {text}: expected NAME=NUMBER, such as GPU=1"
+                ) from None
+        return cls(workers, scheduler, needs, trusted)
 
     @property
     def silent(self) -> bool:
@@ -119,6 +139,12 @@ def open_executor(
             listen_with(before)
 
 
+def _task(
+    executor: Executor, work: Callable[[T], R], limits: Limits | None
+) -> Callable[[T], R | CaseError]:
+    return work if limits is None or isinstance(executor, InProcess) else _Guarded(work, limits)
+
+
 @dataclass(frozen=True)
 class _Guarded(Generic[T, R]):
     """Work within the limits of time and memory; one that wants more memory is a `CaseError`."""
@@ -151,7 +177,7 @@ def in_order(
         work: what is done with an item.
         items: taken as they are needed.
         ahead: how many may be under way or wait for those before them, at least 1.
-        limits: of time and memory for an item, where it is not worked on in this process.
+        limits: of time and memory for an item, where it is not worked on in this process; or None.
 
     Yields:
         The item and its result; a `CaseError` in its place where its worker died, twice, or where
@@ -163,7 +189,7 @@ def in_order(
         Exception: what ``work`` raised.
     """
     rest = iter(items)
-    task = work if isinstance(executor, InProcess) else _Guarded(work, limits or Limits())
+    task = _task(executor, work, limits)
     waiting: deque[tuple[T, Future[R | CaseError]]] = deque()
     while True:
         while len(waiting) < ahead:
@@ -183,6 +209,43 @@ def in_order(
                 _wait_for(other)
             result = _outcome(executor.submit(task, item))
         yield item, CaseError(result.why) if isinstance(result, _Lost) else result
+
+
+def as_done(
+    executor: Executor,
+    work: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    ahead: int,
+    limits: Limits | None = None,
+) -> Iterator[tuple[T, R | CaseError]]:
+    """Like `in_order`, but each item as soon as it is done: for items that take hours.
+
+    What a dead worker had is tried again at the end, with nothing beside it.
+    """
+    rest = iter(items)
+    task = _task(executor, work, limits)
+    waiting: dict[Future[R | CaseError], T] = {}
+    suspects: list[T] = []
+    while True:
+        while len(waiting) < ahead:
+            raise_if_interrupted()
+            try:
+                item = next(rest)
+            except StopIteration:
+                break
+            waiting[executor.submit(task, item)] = item
+        if not waiting:
+            break
+        done = wait(waiting, timeout=_PATIENCE_SECONDS, return_when=FIRST_COMPLETED).done
+        raise_if_interrupted()
+        for future in done:
+            item, result = waiting.pop(future), _outcome(future)
+            if isinstance(result, _Lost):
+                suspects.append(item)
+            else:
+                yield item, result
+    yield from in_order(executor, work, suspects, ahead=1, limits=limits)
 
 
 def in_blocks(

@@ -2,12 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from esad_med.base.execution import Place
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file of differences from the defaults.")
@@ -56,26 +53,6 @@ TrustScheduler = Annotated[
     bool,
     typer.Option("--trust-scheduler", help="Connect without TLS: the network is closed to others."),
 ]
-
-
-def place(workers: int, scheduler: str, resources: list[str] | None, trusted: bool) -> "Place":
-    """Where the options say that cases are worked on.
-
-    Raises:
-        typer.BadParameter: a resource that is not NAME=NUMBER.
-    """
-    from esad_med.base.execution import Place
-
-    needs = {}
-    for text in resources or []:
-        name, _, amount = text.partition("=")
-        try:
-            needs[name] = float(amount)
-        except ValueError:
-            raise typer.BadParameter(
-                f"'{text}' is not NAME=NUMBER, such as GPU=1", param_hint="--resource"
-            ) from None
-    return Place(workers, scheduler, needs, trusted)
 
 
 def overrides(settings: list[str] | None, **flags: object) -> list[str]:

@@ -17,7 +17,6 @@ from esad_med.cli.options import (
     TrustScheduler,
     Workers,
     overrides,
-    place,
 )
 
 _SHOWN = 10
@@ -123,6 +122,7 @@ def triage(
 ) -> None:
     """Rank chest X-ray studies: a worklist with residual overlays, for a person to read."""
     from esad_med.base.config import load_config
+    from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from esad_med.outputs.pages import format_percentile
     from pipelines.triage import triage as run
@@ -146,7 +146,7 @@ def triage(
             key_file=key,
             identified=identifiers,
             dicom=dicom,
-            place=place(workers, scheduler, resources, trust_scheduler),
+            place=Place.of(workers, scheduler, resources, trust_scheduler),
             say=say,
             progress=progress,
         )

@@ -19,7 +19,6 @@ from esad_med.cli.options import (
     TrustScheduler,
     Workers,
     overrides,
-    place,
 )
 
 Target = Annotated[
@@ -63,6 +62,7 @@ def tile(
 ) -> None:
     """Cut slides into stain-normalized tiles: one SampleStore, a picture of the grid per slide."""
     from esad_med.base.config import load_config
+    from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from pipelines.pathology import PathologyConfig, find_cases, load_target
     from pipelines.tiling import plan_slides, tile_slides
@@ -109,7 +109,7 @@ def tile(
                 png=png,
                 coordinates=hdf5,
                 overwrite=overwrite,
-                place=place(workers, scheduler, resources, trust_scheduler),
+                place=Place.of(workers, scheduler, resources, trust_scheduler),
                 say=say,
                 progress=progress,
             )

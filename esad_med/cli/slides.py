@@ -19,7 +19,6 @@ from esad_med.cli.options import (
     Slides,
     TrustScheduler,
     Workers,
-    place,
 )
 
 
@@ -41,6 +40,7 @@ def screen(
     as_json: Json = False,
 ) -> None:
     """Score whole slides: a score, a heat map and a report each."""
+    from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from esad_med.method.detector import Detector
     from pipelines.pathology import find_cases
@@ -56,7 +56,7 @@ def screen(
             out,
             chosen,
             precision=precision,
-            place=place(workers, scheduler, resources, trust_scheduler),
+            place=Place.of(workers, scheduler, resources, trust_scheduler),
             say=say,
             progress=progress,
         )
