@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from xray_fixtures import nih, write_dicom, xray_detectors  # noqa: F401 # fixtures of all tests
 
 from data_prep.demo_slides import compose_demo_picture, source_concentrations
 from data_prep.slide_writing import write_asap, write_manifest, write_pyramid
