@@ -26,6 +26,7 @@ from esad_med.base.runs import (
     write_json,
     write_text,
 )
+from esad_med.base.spreadsheets import table_to_csv
 
 FORMAT = "esad-med store 2"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")
@@ -250,9 +251,7 @@ class StoreWriter:
             raise StoreError(f"{self.path}: no sample was left to write; nothing was stored")
         rows = pd.concat(self._rows, ignore_index=True)
         order = [*REQUIRED_COLUMNS, *(c for c in rows.columns if c not in REQUIRED_COLUMNS)]
-        write_text(
-            self.folder / "samples.csv", rows[order].to_csv(index=False, lineterminator="\n")
-        )
+        write_text(self.folder / "samples.csv", table_to_csv(rows[order]))
         write_json(
             self.folder / "store.json",
             {

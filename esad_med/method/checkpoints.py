@@ -1,8 +1,8 @@
 """The state of a member after an epoch, on disk; the digest tells a damaged one."""
 
 import io
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def load_checkpoint(folder: Path, member: int) -> State | None:
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (RuntimeError, UnpicklingError, EOFError) as error:
         raise ModelError(f"{file}: not a readable checkpoint") from error
     assert isinstance(state, dict)
     return state

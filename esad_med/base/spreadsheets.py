@@ -1,0 +1,35 @@
+"""What opens a CSV is often a spreadsheet, which computes cells that look like formulas."""
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A cell's begin, or behind ; and tabs, where a spreadsheet of other settings begins a new one.
+_FORMULA = re.compile(r"^(?=[\t\n])|(^|[;\t\n])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
+
+
+def starts_formula(text: str) -> bool:
+    """Whether a spreadsheet would compute this cell rather than show it."""
+    return _FORMULA.match(text) is not None and _NUMBER.fullmatch(text) is None
+
+
+def plain_cell(value: object) -> object:
+    """A cell that a spreadsheet shows as text; numbers stay as they are.
+
+    An apostrophe goes before what begins a formula. Line ends become Unix ones: Python writes a
+    lone carriage return unquoted, and what follows it would begin a row.
+    """
+    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+        return value
+    return _FORMULA.sub(r"\1'", value.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def table_to_csv(table: "pd.DataFrame", *, float_format: str | None = None) -> str:
+    """A table as the text of a CSV with Unix line ends; its texts by `plain_cell`."""
+    texts = table.select_dtypes(exclude=["number", "bool"]).columns
+    plain = {name: table[name].map(plain_cell, na_action="ignore") for name in texts}
+    table = table.assign(**plain).rename(columns=plain_cell)
+    return table.to_csv(index=False, lineterminator="\n", float_format=float_format)
