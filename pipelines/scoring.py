@@ -16,8 +16,8 @@ from esad_med.base.runs import (
     write_json,
     write_text,
 )
-from esad_med.base.spreadsheets import table_to_csv
 from esad_med.base.store import SampleStore
+from esad_med.base.texts import table_to_csv
 from esad_med.method.detector import Detector
 from esad_med.method.scores import Scores, slide_score
 from esad_med.method.scoring_networks import Precision

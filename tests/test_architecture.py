@@ -34,7 +34,7 @@ ALLOWED = {
 TOP = {
     "esad_med.base": {"numpy", "pandas", "pydantic", "yaml", "esad_med.base"},
     "esad_med.cli": {"typer", "rich", "esad_med.cli"}
-    | {"esad_med.base.errors", "esad_med.base.interrupts"},
+    | {"esad_med.base.errors", "esad_med.base.interrupts", "esad_med.base.texts"},
 }
 # What may load a file: these can run no program that stands in it, the last two as they are called
 LOADERS = {

@@ -9,9 +9,10 @@ import warnings
 import pytest
 import typer.main
 
+from esad_med.base.texts import printable
 from esad_med.cli import logs
 from esad_med.cli.app import app, fail, main
-from esad_med.cli.logs import printable, say, set_up_logs
+from esad_med.cli.logs import say, set_up_logs
 
 
 @pytest.fixture(autouse=True)

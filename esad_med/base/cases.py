@@ -11,14 +11,16 @@ from pathlib import Path
 import pandas as pd
 
 from esad_med.base.errors import CaseError
-from esad_med.base.spreadsheets import starts_formula
+from esad_med.base.texts import plain_cell
 
 MANIFEST_COLUMNS = ("path", "case_id", "patient_id", "split", "label", "annotation", "mpp")
 SPLITS = ("train", "val", "test", "")
 # What stands beside the cases' folders in a run's.
 _RUN_FILES = {"config.yaml", "failures.csv", "journal.jsonl", "run.json", "slides.csv"}
 _LONGEST_NAME = 200  # file systems take 255, and .CASE.1234.partial must fit
-_WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])( *\..*)?", re.IGNORECASE)
+_WINDOWS_DEVICE = re.compile(
+    r"(con|conin\$|conout\$|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])( *\..*)?", re.IGNORECASE
+)
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's controls, bidirectional and zero width signs
 _LABELS = {"normal": 0, "0": 0, "tumor": 1, "tumour": 1, "anomalous": 1, "1": 1, "": None}
 
@@ -216,7 +218,7 @@ def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Case:
 
 def _why_no_folder_name(name: str) -> str:
     """Why this cannot name a folder, on any system, seen by anybody; empty where it can."""
-    if any(unicodedata.category(sign) in _UNSEEN for sign in name):
+    if not name.isprintable():
         return "holds unseen characters (control, bidirectional or zero width)"
     if not name or set(name) & set("/\\") or name.casefold() in _RUN_FILES:
         return f"is empty, holds / or \\, or is one of {', '.join(sorted(_RUN_FILES))}"
@@ -226,8 +228,8 @@ def _why_no_folder_name(name: str) -> str:
         return "begins with - or ., or ends with . or a space"
     if _WINDOWS_DEVICE.fullmatch(name):
         return "is a device under Windows"
-    if starts_formula(name):
-        return "begins as a formula does in a spreadsheet (= + - @)"
+    if plain_cell(name) != name:
+        return "is a formula to a spreadsheet (= + - @ at the begin or behind ;)"
     return ""
 
 

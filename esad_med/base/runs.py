@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from esad_med.base.errors import ConfigError, EsadError
-from esad_med.base.spreadsheets import plain_cell
+from esad_med.base.texts import plain_cell
 
 _VERSIONED = (
     "esad-med",

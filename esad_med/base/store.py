@@ -26,7 +26,7 @@ from esad_med.base.runs import (
     write_json,
     write_text,
 )
-from esad_med.base.spreadsheets import table_to_csv
+from esad_med.base.texts import table_to_csv
 
 FORMAT = "esad-med store 2"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")

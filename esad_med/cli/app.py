@@ -16,7 +16,8 @@ import typer
 
 from esad_med.base.errors import ConfigError, EsadError
 from esad_med.base.interrupts import noted_interrupts
-from esad_med.cli.logs import LogFormat, LogLevel, printable, say_unexpected, set_up_logs
+from esad_med.base.texts import printable
+from esad_med.cli.logs import LogFormat, LogLevel, say_unexpected, set_up_logs
 from esad_med.cli.logs import say as say  # commands take it from here, beside finish
 
 EXIT_UNEXPECTED = 1

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal
 
+from esad_med.base.texts import printable
+
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -22,14 +24,6 @@ _OURS = ("esad_med", "data_prep", "pipelines")
 # They repeat the values of a file, patients' names among them.
 _TALKATIVE = ("pydicom", "highdicom", "pynetdicom", "tifffile", "nibabel", "PIL")
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
-# What a terminal obeys, and what turns the reading around; tabs and line ends stay.
-_CONTROLS = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F))
-_UNPRINTABLE = dict.fromkeys((*_CONTROLS, *range(0x2066, 0x206A)), "?")
-
-
-def printable(text: str) -> str:
-    """The text with a ? for each character that would steer a terminal."""
-    return text.translate(_UNPRINTABLE)
 
 
 class _Formatter(logging.Formatter):

@@ -1,4 +1,4 @@
-"""What opens a CSV is often a spreadsheet, which computes cells that look like formulas."""
+"""Texts from outside on their way to people: terminals obey some, spreadsheets compute others."""
 
 import re
 from typing import TYPE_CHECKING
@@ -6,25 +6,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+# What a terminal obeys, and what turns the reading around; tabs and line ends stay.
+_CONTROLS = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F))
+_UNPRINTABLE = dict.fromkeys((*_CONTROLS, *range(0x2066, 0x206A)), "?")
 # A cell's begin, or behind ; and tabs, where a spreadsheet of other settings begins a new one.
 _FORMULA = re.compile(r"^(?=[\t\n])|(^|[;\t\n])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)", re.IGNORECASE)
 
 
-def starts_formula(text: str) -> bool:
-    """Whether a spreadsheet would compute this cell rather than show it."""
-    return _FORMULA.match(text) is not None and _NUMBER.fullmatch(text) is None
+def printable(text: str) -> str:
+    """The text with a ? for each character that would steer a terminal."""
+    return text.translate(_UNPRINTABLE)
 
 
 def plain_cell(value: object) -> object:
     """A cell that a spreadsheet shows as text; numbers stay as they are.
 
     An apostrophe goes before what begins a formula. Line ends become Unix ones: Python writes a
-    lone carriage return unquoted, and what follows it would begin a row.
+    lone carriage return unquoted, and what follows it would begin a row. The rest is `printable`.
     """
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
-    return _FORMULA.sub(r"\1'", value.replace("\r\n", "\n").replace("\r", "\n"))
+    text = printable(value.replace("\r\n", "\n").replace("\r", "\n"))
+    return _FORMULA.sub(r"\1'", text)
 
 
 def table_to_csv(table: "pd.DataFrame", *, float_format: str | None = None) -> str:
