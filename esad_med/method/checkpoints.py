@@ -12,6 +12,12 @@ from esad_med.base.runs import atomic_file, digest_bytes, digest_file, read_json
 
 State = dict[str, Any]
 
+# What torch raises on a file that is none of its own, or that holds more than plain values
+_UNREADABLE = (
+    *(RuntimeError, UnpicklingError, EOFError),
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
+
 
 def save_checkpoint(folder: Path, member: int, state: State) -> None:
     """Write a member's state; the one before stays until this one is complete.
@@ -47,9 +53,10 @@ def load_checkpoint(folder: Path, member: int) -> State | None:
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError) as error:
+    except _UNREADABLE as error:
         raise ModelError(f"{file}: not a readable checkpoint") from error
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise ModelError(f"{file}: not a readable checkpoint")
     return state
 
 
