@@ -93,7 +93,11 @@ def take_in(
 
     def look(candidate: Candidate) -> tuple[XrayHeader, str]:
         header = read_xray_header(candidate.path, limits=config.limits)
-        return _with_said(header, candidate.said), digest_file(candidate.path)
+        try:
+            digest = digest_file(candidate.path)
+        except OSError as error:  # its own words would name the file
+            raise ImageError(f"cannot be read ({error.strerror})") from error
+        return _with_said(header, candidate.said), digest
 
     groups: dict[str, list[Image | Failure]] = {}
     patients: dict[str, set[str]] = {}
