@@ -94,7 +94,11 @@ class _HeaderReader:
 
     def _look(self, candidate: Candidate) -> tuple[XrayHeader, str]:
         header = read_xray_header(candidate.path, limits=self.limits)
-        return _with_said(header, candidate.said), digest_file(candidate.path)
+        try:
+            digest = digest_file(candidate.path)
+        except OSError as error:  # its own words would name the file
+            raise ImageError(f"cannot be read ({error.strerror})") from error
+        return _with_said(header, candidate.said), digest
 
 
 def take_in(

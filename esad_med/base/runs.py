@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from esad_med.base.errors import ConfigError, EsadError
+from esad_med.base.texts import plain_cell
 
 _VERSIONED = (
     "esad-med",
@@ -220,11 +221,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV atomically, with Unix line ends, so that equal content is equal bytes."""
+    """Write a CSV atomically, with Unix line ends, so that equal content is equal bytes.
+
+    No cell of it is a formula, see `plain_cell`.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerow(map(plain_cell, columns))
+    writer.writerows(map(plain_cell, row) for row in rows)
     write_text(path, text.getvalue())
 
 

@@ -28,6 +28,7 @@ from esad_med.base.runs import (
     write_json,
 )
 from esad_med.base.store import FORMAT, REQUIRED_COLUMNS, SampleStore
+from esad_med.base.texts import table_to_csv
 
 _HEADER_BYTES = 128
 _CHUNK = 1 << 18  # bytes
@@ -201,7 +202,7 @@ class StoreWriter:
         self._count += len(rows)
         for chunk in chunks:
             self._samples.append(chunk)
-        text = rows[self._columns].to_csv(index=False, header=first, lineterminator="\n")
+        text = table_to_csv(rows[self._columns], header=first)
         self._rows.append(text.encode("utf-8", "backslashreplace"))
 
     def rollback(self, count: int) -> None:

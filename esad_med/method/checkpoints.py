@@ -1,8 +1,8 @@
 """The state of a member after an epoch, on disk; the digest tells a damaged one."""
 
 import io
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -11,6 +11,12 @@ from esad_med.base.errors import ModelError
 from esad_med.base.runs import atomic_file, digest_bytes, digest_file, read_json, write_json
 
 State = dict[str, Any]
+
+# What torch raises on a file that is none of its own, or that holds more than plain values
+_UNREADABLE = (
+    *(RuntimeError, UnpicklingError, EOFError),
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
 
 
 def save_checkpoint(folder: Path, member: int, state: State) -> None:
@@ -47,9 +53,10 @@ def load_checkpoint(folder: Path, member: int) -> State | None:
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except _UNREADABLE as error:
         raise ModelError(f"{file}: not a readable checkpoint") from error
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise ModelError(f"{file}: not a readable checkpoint")
     return state
 
 

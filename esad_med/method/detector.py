@@ -2,8 +2,8 @@
 
 DETECTOR/weights.safetensors   the weights of all members, float32
 DETECTOR/contract.json         what it may be fed, how terms become scores, how it was trained
-DETECTOR/checksums.json        SHA-256 of the two, checked at load
 DETECTOR/README.md             the model card
+DETECTOR/checksums.json        SHA-256 of the three, checked at load
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,6 +46,7 @@ _BATCH = 256
 _MOST_MOVED = 5.0  # percentiles, mean of a batch: by int8 against float32
 _CPU_PIXELS = 32 * 64 * 64  # in a batch on a CPU: 1.3 to 1.8 times faster than 256 tiles of 64 x 64
 WEIGHTS, CONTRACT, CHECKSUMS = "weights.safetensors", "contract.json", "checksums.json"
+_CARD = "README.md"
 
 
 class MemberTerms(NamedTuple):
@@ -342,8 +343,9 @@ class Detector:
             temporary.write_bytes(tensors_to_bytes(self.weights))
         with atomic_file(path / CONTRACT) as temporary:
             temporary.write_bytes(self._contract_bytes())
-        write_text(path / "README.md", model_card(self.contract, digest=self.digest))
-        write_json(path / CHECKSUMS, {n: digest_file(path / n) for n in (WEIGHTS, CONTRACT)})
+        write_text(path / _CARD, model_card(self.contract, digest=self.digest))
+        names = (WEIGHTS, CONTRACT, _CARD)
+        write_json(path / CHECKSUMS, {name: digest_file(path / name) for name in names})
 
     @classmethod
     def load(cls, path: Path, *, device: str = "auto") -> "Detector":
@@ -446,8 +448,12 @@ def _check_files(path: Path) -> None:
             " `esad-med train --resume`, or name another folder"
         )
     sums = read_json(path / CHECKSUMS, ModelError)
-    for name in (WEIGHTS, CONTRACT):
-        if not (path / name).exists():
+    if unknown := [name for name in sums if name not in (WEIGHTS, CONTRACT, _CARD)]:
+        raise ModelError(f"{path}/{CHECKSUMS}: speaks of {unknown[0]!r}, so it is damaged")
+    for name in dict.fromkeys((WEIGHTS, CONTRACT, *sums)):
+        if not (path / name).is_file():
+            if name == _CARD:  # a detector may travel without it
+                continue
             raise ModelError(f"{path}/{name}: missing; copy the detector again, whole")
         if digest_file(path / name) != sums.get(name):
             raise ModelError(

@@ -132,12 +132,9 @@ def test_a_scheduler_that_dies_loses_nothing_that_was_done(commands, in_process,
 
 def test_tls_is_taken_from_dask_s_configuration(commands, in_process, tmp_path, monkeypatch):
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=localhost", "-keyout", key, "-out", certificate],
-        check=True,
-        capture_output=True,
-    )
+    made = ("-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost")
+    files = ("-keyout", key, "-out", certificate)
+    subprocess.run(["openssl", "req", "-x509", *made, *files], check=True, capture_output=True)
     names = ("CA_FILE", "CLIENT__CERT", "SCHEDULER__CERT", "WORKER__CERT")
     environment = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(certificate) for name in names}
     for role in ("CLIENT", "SCHEDULER", "WORKER"):

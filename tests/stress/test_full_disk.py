@@ -1,7 +1,7 @@
 """Files that cannot be written to their end: the exit code is right, nothing truncated stands.
 
-The kernel refuses to let a file grow beyond a limit, whichever library writes it; each limit meets a
-command at another of its files. Then the limit is lifted and the same command goes on.
+The kernel lets no file grow beyond a limit, whichever library writes it; each limit meets a command
+at another of its files. Then the limit is lifted and the same command goes on.
 """
 
 import resource
