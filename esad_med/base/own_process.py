@@ -1,13 +1,13 @@
 """An executor of one process beside this one: what crashes there costs its case, not the run."""
 
 import multiprocessing
-import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 from esad_med.base.execution import listen_with
@@ -64,7 +64,7 @@ def open_own_process(progress: Progress) -> Iterator[OwnProcess]:
 def _listen(heard: "Connection[Any, Any]", progress: Progress, ended: threading.Event) -> None:
     while not ended.is_set():
         # the main thread answers Ctrl-C; a process that died amid a message leaves half of it
-        with suppress(KeyboardInterrupt, EOFError, OSError, pickle.UnpicklingError):
+        with suppress(KeyboardInterrupt, EOFError, OSError, UnpicklingError):
             if heard.poll(_PATIENCE_SECONDS):
                 progress(*heard.recv())
 
