@@ -11,7 +11,7 @@ OUT/...             the detector; see detector.py
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from esad_med.method.config import TrainConfig
 from esad_med.method.contract import InputContract
 from esad_med.method.datasets import choose_training_set
 from esad_med.method.detector import Detector
-from esad_med.method.devices import choose_device
+from esad_med.method.distributed import Ranks, open_ranks, restarted
 from esad_med.method.folds import held_out_by
 from esad_med.method.member import Member, MemberData, Row
 from esad_med.method.problem import (
@@ -56,6 +56,9 @@ def train(
     On a CPU the same store, settings and versions give the same weights bit by bit, also when the
     training was interrupted and resumed.
 
+    Started by `torchrun`, all its processes train together (`distributed.py`); they go on from the
+    last completed epoch where it started them again.
+
     Args:
         store: the samples; rows of split "test" are never touched.
         config: the settings.
@@ -75,16 +78,31 @@ def train(
     started = time.time()
     store.verify()
     problem = _pose(store, config, preparation)
-    device = choose_device(config.device)
-    open_folder(out, store, config, resume=resume, overwrite=overwrite)
-    say(_describe(problem))
-    with _private_randomness(device):
-        weights, history = _train_members(problem, out, device, resume, progress, say)
-        detector = assemble_detector(problem, weights, device)
-    write_metrics(out, history)
-    write_run(out, config, device, started)
-    detector.save(out)
+    resume = resume or restarted()
+    with open_ranks(config.device) as ranks:
+        if not ranks.is_first:
+            progress, say = no_progress, _say_nothing
+        ranks.check_alike({"samples": store.digest, "settings": config.model_dump_json()})
+        if ranks.is_first:
+            open_folder(out, store, config, resume=resume, overwrite=overwrite)
+        say(_describe(problem))
+        with _private_randomness(ranks.device):
+            weights, history = _train_members(problem, out, ranks, resume, progress, say)
+            detector = assemble_detector(problem, weights, ranks.device)
+        if ranks.is_first:
+            write_metrics(out, history)
+            write_run(out, config, ranks, started)
+            detector.save(out)
+        ranks.wait()
     return detector
+
+
+def _say_nothing(_: str) -> None:
+    """The ranks behind the first."""
+
+
+def _draw_nothing(_: Row) -> None:
+    """The ranks behind the first."""
 
 
 def _pose(
@@ -109,7 +127,7 @@ def _pose(
 def _train_members(
     problem: Problem,
     out: Path,
-    device: torch.device,
+    ranks: Ranks,
     resume: bool,
     progress: Progress,
     say: Say,
@@ -123,13 +141,14 @@ def _train_members(
             MemberData(problem.samples, fold, problem.transform),
             config,
             problem.network,
-            device=device,
-            bfloat16=use_bfloat16(config, problem.network, device),
+            device=ranks.device,
+            bfloat16=use_bfloat16(config, problem.network, ranks.device),
             checkpoints=out / "checkpoints",
+            ranks=ranks,
         )
         if resume and member.resume() and member.history:
             say(f"member {index}: resumed after epoch {len(member.history)}")
-        with curves(out, index) as draw:
+        with curves(out, index) if ranks.is_first else nullcontext(_draw_nothing) as draw:
 
             def on_epoch(
                 row: Row,

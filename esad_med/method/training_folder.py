@@ -26,6 +26,7 @@ from esad_med.base.runs import (
 from esad_med.base.store import SampleStore
 from esad_med.method.config import TrainConfig
 from esad_med.method.detector import CHECKSUMS, CONTRACT
+from esad_med.method.distributed import Ranks
 from esad_med.method.member import Row
 
 _RESUMABLE = {"epochs", "patience", "device"}  # may change between a run and its continuation
@@ -147,14 +148,16 @@ def write_metrics(out: Path, history: list[Row]) -> None:
     write_csv(out / "metrics.csv", columns, rows)
 
 
-def write_run(out: Path, config: TrainConfig, device: torch.device, started: float) -> None:
+def write_run(out: Path, config: TrainConfig, ranks: Ranks, started: float) -> None:
     """``run.json``: versions, device, duration; what may differ between equal trainings."""
+    device = ranks.device
     write_json(
         out / "run.json",
         {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - started, 1),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "ranks": ranks.count,
             "threads": torch.get_num_threads(),
             "seed": config.seed,
             "settings": digest_bytes(dump_yaml(config).encode()),
