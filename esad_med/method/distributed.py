@@ -7,13 +7,17 @@ one process computes, up to rounding. Only the first rank writes files.
 """
 
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined] # no stub
 from torch.nn.parallel import DistributedDataParallel
 
 from esad_med.base.errors import ConfigError
@@ -22,6 +26,8 @@ from esad_med.base.runs import digest_bytes
 from esad_med.method.devices import choose_device
 from esad_med.method.losses import Target
 from esad_med.method.networks import EsadOutput
+
+_PATIENCE = timedelta(minutes=30)  # with ranks that are slow to start, as torch has it
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,13 @@ class Ranks:
         device: where this process computes.
         rank: which one it is, 0 ... count - 1.
         count: how many there are.
+        store: what `torchrun` remembers for them, None without it.
     """
 
     device: torch.device
     rank: int = 0
     count: int = 1
+    store: Store | None = None
 
     @property
     def is_first(self) -> bool:
@@ -95,6 +103,15 @@ class Ranks:
         """Go on when all ranks have come here."""
         self.add(torch.zeros(1))
 
+    def note(self, what: str) -> None:
+        """Remember that something was begun, over restarts by `torchrun`."""
+        if self.store is not None:
+            self.store.set(what, "")
+
+    def has_noted(self, what: str) -> bool:
+        """Whether `note` was called, by this start or one before."""
+        return self.store is not None and bool(self.store.check([what]))
+
     def check_alike(self, values: Mapping[str, str]) -> None:
         """Refuse ranks that would train something else than the first one.
 
@@ -152,16 +169,22 @@ def open_ranks(device: str) -> Iterator[Ranks]:
         ConfigError: more ranks on this machine than CUDA devices, or another rank was lost.
         KeyboardInterrupt: the others were interrupted, and so was this one.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
-    chosen = choose_device(device)
-    if count == 1:
-        yield Ranks(chosen)
+    chosen, store = choose_device(device), _agent_store()
+    count = int(os.environ["WORLD_SIZE"]) if store else 1
+    if store is None or count == 1:
+        yield Ranks(chosen, store=store)
         return
     if chosen.type == "cuda":
         chosen = _own_device()
+    rank = int(os.environ["RANK"])
     try:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-        yield Ranks(chosen, dist.get_rank(), count)
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            store=PrefixStore(_agree_on_attempt(store, rank, count), store),
+            rank=rank,
+            world_size=count,
+        )
+        yield Ranks(chosen, rank, count, store)
     except RuntimeError as error:
         if not _tells_of_a_lost_rank(error):
             raise
@@ -173,6 +196,39 @@ def open_ranks(device: str) -> Iterator[Ranks]:
         ) from error
     # not after an error: it would wait for ranks that are gone
     dist.destroy_process_group()
+
+
+def _agent_store() -> Store | None:
+    """What `torchrun` remembers for its ranks, over restarts too; None without `torchrun`."""
+    if not launched():
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, timeout=_PATIENCE)
+    return PrefixStore("esad-med", store)
+
+
+def _agree_on_attempt(store: Store, rank: int, count: int) -> str:
+    """A name that the ranks of this start share, and no rank of a start before.
+
+    `torchrun` keeps its store over restarts. Ranks that meet under the name of a former start read
+    the addresses of dead ones, and wait for them. So each rank names itself anew, and the first
+    answers until every one has heard it.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"rank {rank}", own)
+        attempt: str = store.get(f"answer to {own}").decode()
+        store.set(f"{attempt} heard by {rank}", "")
+        return attempt
+    missing, deadline = set(range(1, count)), time.monotonic() + _PATIENCE.total_seconds()
+    while missing:
+        for other in [other for other in missing if store.check([f"rank {other}"])]:
+            store.set(f"answer to {store.get(f'rank {other}').decode()}", own)
+        missing = {other for other in missing if not store.check([f"{own} heard by {other}"])}
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"ranks {sorted(missing)} did not come")
+        time.sleep(0.02)
+    return own
 
 
 def _own_device() -> torch.device:
@@ -201,23 +257,14 @@ def is_first_process() -> bool:
     return not launched() or os.environ.get("RANK", "0") == "0"
 
 
-def restarted() -> bool:
-    """Whether `torchrun` started the ranks again after one was lost."""
-    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def first_to_fail() -> bool:
     """Whether no other rank has said yet what went wrong; asked once, by a rank that fails.
 
     The ranks need not have joined: `torchrun` keeps a store for them from the start.
     """
-    if not launched():
-        return True
     try:
-        store = dist.TCPStore(  # type: ignore[attr-defined] # not in its stub
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
-        )
+        store = _agent_store()
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return bool(store.add(f"esad-med/failed/{attempt}", 1) == 1)
-    except (dist.DistError, KeyError, ValueError):
+        return store is None or bool(store.add(f"failed {attempt}", 1) == 1)
+    except (RuntimeError, KeyError, ValueError):
         return True  # better said twice than not at all

@@ -24,7 +24,7 @@ from esad_med.method.config import TrainConfig
 from esad_med.method.contract import InputContract
 from esad_med.method.datasets import choose_training_set
 from esad_med.method.detector import Detector
-from esad_med.method.distributed import Ranks, open_ranks, restarted
+from esad_med.method.distributed import Ranks, open_ranks
 from esad_med.method.folds import held_out_by
 from esad_med.method.member import Member, MemberData, Row
 from esad_med.method.problem import (
@@ -78,16 +78,17 @@ def train(
     started = time.time()
     store.verify()
     problem = _pose(store, config, preparation)
-    resume = resume or restarted()
     with open_ranks(config.device) as ranks:
         if not ranks.is_first:
             progress, say = no_progress, _say_nothing
         ranks.check_alike({"samples": store.digest, "settings": config.model_dump_json()})
         if ranks.is_first:
+            resume = resume or ranks.has_noted(f"began {out}")
             open_folder(out, store, config, resume=resume, overwrite=overwrite)
+            ranks.note(f"began {out}")
         say(_describe(problem))
         with _private_randomness(ranks.device):
-            weights, history = _train_members(problem, out, ranks, resume, progress, say)
+            weights, history = _train_members(problem, out, ranks, progress, say)
             detector = assemble_detector(problem, weights, ranks.device)
         if ranks.is_first:
             write_metrics(out, history)
@@ -128,7 +129,6 @@ def _train_members(
     problem: Problem,
     out: Path,
     ranks: Ranks,
-    resume: bool,
     progress: Progress,
     say: Say,
 ) -> tuple[list[dict[str, Tensor]], list[Row]]:
@@ -146,7 +146,7 @@ def _train_members(
             checkpoints=out / "checkpoints",
             ranks=ranks,
         )
-        if resume and member.resume() and member.history:
+        if member.resume() and member.history:
             say(f"member {index}: resumed after epoch {len(member.history)}")
         with curves(out, index) if ranks.is_first else nullcontext(_draw_nothing) as draw:
 

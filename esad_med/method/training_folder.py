@@ -62,12 +62,18 @@ def open_folder(
         )
     else:
         ensure_folder(out)
+        for mark in (
+            out / CHECKSUMS,
+            known,
+        ):  # first: what is half removed must not be gone on with
+            mark.unlink(missing_ok=True)
         for folder in ("checkpoints", "tensorboard"):
             shutil.rmtree(out / folder, ignore_errors=True)
             ensure_folder(out / folder)
-        (out / CHECKSUMS).unlink(missing_ok=True)
         total = {**request, "epochs": config.epochs}
         write_json(known, total)
+    for left in out.rglob(".*.partial"):  # by a run that was killed while it wrote
+        left.unlink(missing_ok=True)
     write_text(out / "config.yaml", dump_yaml(config))
 
 
@@ -79,7 +85,7 @@ def _refuse_other_folder(out: Path) -> None:
         ours = {CONTRACT, CHECKSUMS, "checkpoints/request.json"}
         if out.is_dir() and (
             any((out / name).exists() for name in ours)
-            or not any(path.is_file() for path in out.rglob("*"))
+            or not any(path.is_file() and path.suffix != ".partial" for path in out.rglob("*"))
         ):
             return
     except OSError as error:

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from esad_med.base.errors import ModelError
-from esad_med.base.runs import digest_file, read_json
+from esad_med.base.runs import read_json
 from esad_med.base.store import SampleStore
+from esad_med.method.detector import Detector
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 QUICK = (
-    *("network.width=0.0625", "members=2", "epochs=3", "test_time_augmentation=1"),
+    *("network.width=0.0625", "members=2", "epochs=2", "test_time_augmentation=1"),
     *("data.batch_size=15", "network.dropout=0.2", "precision=float32"),
 )
 
@@ -51,19 +52,17 @@ def test_shares_of_a_batch_have_the_loss_and_the_gradients_of_the_whole() -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_two_ranks_train_one_detector_and_repeat_it(
-    image_store: SampleStore, tmp_path: Path
-) -> None:
-    for name in "ab":
-        done = torchrun(*train(image_store.path, tmp_path / name))
-        assert done.returncode == 0, done.stderr
+def test_two_ranks_train_one_detector(image_store: SampleStore, tmp_path: Path) -> None:
+    done = torchrun(*train(image_store.path, tmp_path / "d"))
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("detector in") == 1
-    assert done.stderr.count("member 1: 3 epochs") == 1
-    for file in ("weights.safetensors", "metrics.csv"):
-        assert digest_file(tmp_path / "a" / file) == digest_file(tmp_path / "b" / file)
-    assert read_json(tmp_path / "a" / "run.json", ModelError)["ranks"] == 2
-    assert pd.read_csv(tmp_path / "a" / "metrics.csv")["epoch"].tolist() == [1, 2, 3] * 2
-    assert len(list((tmp_path / "a" / "tensorboard").rglob("events*"))) == 2
+    assert done.stderr.count("member 1: 2 epochs") == 1
+    assert "arning" not in done.stderr
+    scores = Detector.load(tmp_path / "d", device="cpu").score(image_store.samples).score
+    assert scores[48:].mean() > scores[:48].mean()
+    assert read_json(tmp_path / "d" / "run.json", ModelError)["ranks"] == 2
+    assert pd.read_csv(tmp_path / "d" / "metrics.csv")["epoch"].tolist() == [1, 2] * 2
+    assert len(list((tmp_path / "d" / "tensorboard").rglob("events*"))) == 2
 
 
 def test_a_users_error_is_said_once(image_store: SampleStore, tmp_path: Path) -> None:
