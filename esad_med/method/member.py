@@ -16,7 +16,7 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose
 from torch import Tensor, nn
 
-from esad_med.base.errors import ModelError
+from esad_med.base.errors import ConfigError, ModelError
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.plain import is_plain
 from esad_med.method.batches import TrainingBatches, derive_seed
@@ -34,6 +34,7 @@ from esad_med.method.folds import Fold
 from esad_med.method.fusion import Fusion, fit_statistics
 from esad_med.method.graphs import GraphedStep, update_with
 from esad_med.method.losses import EsadLoss, Target
+from esad_med.method.memory import BatchesThatFit
 from esad_med.method.networks import Network, NetworkSpec, build_network, place
 from esad_med.method.optimization import WeightAverage, learning_rate, make_optimizer
 from esad_med.method.scores import rank_auc
@@ -124,6 +125,7 @@ class Member:
         """Train up to the planned epochs; a checkpoint is kept after each where there is a folder.
 
         Raises:
+            ConfigError: the device's memory does not hold a batch, or another rank was lost.
             ModelError: the loss or the weights are no longer finite.
         """
         done = len(self.history)
@@ -153,8 +155,11 @@ class Member:
         trainer.state.epoch = done
         trainer.state.iteration = done * len(self.batches)
         self._attach(trainer, on_epoch)
-        with fastest_kernels(self.device):
-            trainer.run()
+        try:
+            with fastest_kernels(self.device):
+                trainer.run()
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(trainer.state.epoch) from error
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that the settings choose: averaged or raw, of the last or the best epoch."""
@@ -332,6 +337,16 @@ class Member:
     def _judged(self) -> Network:
         return self.average.network or self.network
 
+    def _too_large(self, epoch: int) -> ConfigError:
+        size = self.config.data.batch_size
+        return ConfigError(
+            f"member {self.index}, epoch {epoch}: out of memory on {self.device} with"
+            f" {max(self.batches.sizes)} samples in a batch, {self.ranks.count} device(s) sharing"
+            " it; free the device of other programs, or share a batch among more devices"
+            " (torchrun --nproc-per-node), and go on with --resume; or train anew in smaller"
+            f" batches with --set data.batch_size={max(1, size // 2)} --overwrite"
+        )
+
     def _diverged(self, epoch: int, what: str) -> ModelError:
         kept = len(self.history)
         last = (
@@ -391,15 +406,19 @@ def held_out_terms(
     While it trains, the norm is ‖z_hat‖: a distance is fitted when the weights are final.
     """
     device = next(network.parameters()).device
-    training = network.training
+
+    def judge(chosen: Indices) -> npt.NDArray[np.float64]:
+        x = data.transform(as_batch(data.samples, chosen).to(device))
+        terms = network_terms(network, x, spec=config.loss, views=views, distance=distance)
+        found: npt.NDArray[np.float64] = torch.stack(terms).double().cpu().numpy()
+        return found
+
+    training, fitting = network.training, BatchesThatFit()
     network.eval()
-    parts = []
+    parts: list[npt.NDArray[np.float64]] = []
     with torch.inference_mode():
         for start in range(0, len(rows), SCORING_BATCH):
-            samples = as_batch(data.samples, rows[start : start + SCORING_BATCH])
-            x = data.transform(samples.to(device))
-            terms = network_terms(network, x, spec=config.loss, views=views, distance=distance)
-            parts.append(torch.stack(terms).double().cpu().numpy())
+            parts += fitting.each(judge, rows[start : start + SCORING_BATCH])
     network.train(training)
     joined = np.concatenate([np.empty((2, 0)), *parts], axis=1)
     return HeldOutTerms(joined[0], joined[1])
