@@ -8,7 +8,7 @@ DETECTOR/checksums.json        SHA-256 of the three, checked at load
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from esad_med.base.store import SampleStore
 from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
 from esad_med.method.devices import choose_device
+from esad_med.method.memory import BatchesThatFit
 from esad_med.method.scores import Scores, join_scores
 from esad_med.method.scoring_networks import Precision, ScoringNetworks, network_terms
 from esad_med.method.terms import residual_map
@@ -85,6 +86,7 @@ class Detector:
         )
         self._compared = False  # int8 with float32
         self._loaded_from: tuple[Path, str] | None = None
+        self._fitting = BatchesThatFit()
 
     @property
     def digest(self) -> str:
@@ -120,7 +122,7 @@ class Detector:
 
         Raises:
             ConfigError: see `check_precision`; or int8 moves the scores of the first batch by more
-                than five percentiles.
+                than five percentiles; or the device's memory does not even hold one sample.
             ModelError: samples of another shape, type or value range than trained on.
         """
         parts, done = [], 0
@@ -136,12 +138,22 @@ class Detector:
         return join_scores(parts)
 
     def terms(self, samples: npt.NDArray[Any], *, precision: Precision = "float32") -> MemberTerms:
-        """Both terms of one batch of samples by each member, before they are fused."""
+        """Both terms of one batch of samples by each member, before they are fused.
+
+        Where the device's memory does not hold the batch it goes in halves.
+
+        Raises:
+            ConfigError: the device does not even hold one sample.
+            ModelError: samples outside the contract.
+        """
         self.check_samples(samples)
-        spec = self.contract.terms
         if precision == "bfloat16" and self.contract.network.distance != "none":
             precision = "float32"
-        networks = self._networks.of(precision)
+        parts = self._fitting.each(partial(self._terms, precision=precision), samples)
+        return MemberTerms(*(np.concatenate(term, axis=1) for term in zip(*parts, strict=True)))
+
+    def _terms(self, samples: npt.NDArray[Any], precision: Precision) -> MemberTerms:
+        spec, networks = self.contract.terms, self._networks.of(precision)
         with torch.inference_mode(), _exactly(self.device):
             x = self._input(samples)
             x = x.double() if precision == "float64" else x
@@ -162,11 +174,16 @@ class Detector:
             The scores of `score`, and the maps of `residual_map`.
 
         Raises:
+            ConfigError: the device does not even hold one sample.
             ModelError: a detector of vectors, or samples outside the contract.
         """
         if not self.input.is_image:
             raise ModelError("this detector was trained on vectors; there is no residual map")
         self.check_samples(samples)
+        scores, maps = zip(*self._fitting.each(self._examine, samples), strict=True)
+        return join_scores(scores), np.concatenate(maps)
+
+    def _examine(self, samples: npt.NDArray[Any]) -> tuple[Scores, npt.NDArray[np.float32]]:
         spec, views = self.contract.terms, self.contract.views
         found, maps = [], []
         with torch.inference_mode(), _exactly(self.device):
