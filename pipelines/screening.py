@@ -182,7 +182,7 @@ def screen_slides(
     summary = ScreeningSummary(out)
     for case in cases:
         try:
-            with open_case(case) as slide:
+            with open_case(case, config.limits) as slide:
                 found = _screen_once(
                     case, slide, detector, out, config, precision, journal, progress
                 )
@@ -242,7 +242,8 @@ def _case_key(
     annotation = identity(case.annotation, digest_file)
     facts = (detector.digest, slide.fingerprint, slide.mpp, case.truth, case.patient_id, annotation)
     rounded = [] if precision == "float32" else [precision.encode()]
-    return digest_bytes(repr(facts).encode(), config.model_dump_json().encode(), *rounded)
+    settings = config.model_dump_json(exclude={"limits"})
+    return digest_bytes(repr(facts).encode(), settings.encode(), *rounded)
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ def triage(
         ConfigError: ``out`` cannot be written, or holds something else than a triage.
     """
     check_views(config.eligibility, sorted(detectors))
-    candidates, others = find_candidates(paths, leave_out=out)
+    candidates, others = find_candidates(paths, leave_out=out, limits=config.limits)
     if key_file:
         read_or_draw_key(key_file)  # a wrong one leaves nothing behind
     claim_run_folder(out, "triage")
@@ -185,4 +185,4 @@ def _key(
     images = [(i.image_id, i.digest, i.header, i.notes) for i in study.images]
     used = sorted({detectors[image.header.view].digest for image in study.images})
     facts = repr((images, study.set_aside, used, dicom))
-    return digest_bytes(facts.encode(), config.model_dump_json().encode())
+    return digest_bytes(facts.encode(), config.model_dump_json(exclude={"limits"}).encode())

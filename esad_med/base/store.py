@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from esad_med.base.errors import ConfigError, StoreError
+from esad_med.base.errors import CaseError, ConfigError, StoreError
+from esad_med.base.limits import Limits
 from esad_med.base.runs import (
     atomic_folder,
     digest_file,
@@ -26,6 +27,7 @@ from esad_med.base.runs import (
     write_json,
     write_text,
 )
+from esad_med.base.texts import check_table
 
 FORMAT = "esad-med store 2"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")
@@ -104,6 +106,7 @@ class SampleStore:
     def _read_rows(self) -> pd.DataFrame:
         file = self.path / "samples.csv"
         try:
+            check_table(file, limits=Limits())
             rows = pd.read_csv(
                 file,
                 dtype=dict.fromkeys(REQUIRED_COLUMNS[:4], str),
@@ -116,7 +119,7 @@ class SampleStore:
                 rows[name] = rows[name].astype("Int8")
         except KeyError as error:
             raise StoreError(f"{file}: column {error} is missing") from error
-        except (OSError, ValueError, TypeError, pd.errors.ParserError) as error:
+        except (CaseError, OSError, ValueError, TypeError, pd.errors.ParserError) as error:
             raise StoreError(f"{file}: not a table of samples ({error})") from error
         return rows
 

@@ -40,7 +40,7 @@ def load_checkpoint(folder: Path, member: int) -> State | None:
         return None
     pointer = read_json(_pointer(folder, member), ModelError)
     file = folder / str(pointer.get("file", ""))
-    if not file.is_file() or digest_file(file) != pointer.get("sha256"):
+    if file.parent != folder or not file.is_file() or digest_file(file) != pointer.get("sha256"):
         raise ModelError(
             f"{file}: the checkpoint is missing or damaged; delete {_pointer(folder, member)} to"
             " train this member again from the start"
