@@ -43,7 +43,8 @@ def read_mask(path: Path, slide_size: tuple[int, int], *, limits: Limits) -> Out
         )
     x_edges = np.linspace(0, slide_size[0], width + 1)
     y_edges = np.linspace(0, slide_size[1], height + 1)
-    steps = np.diff(mask.astype(np.int8), axis=1, prepend=0, append=0)
+    ends = np.zeros((height, 1), np.int8)
+    steps = np.diff(mask.view(np.int8), axis=1, prepend=ends, append=ends)
     if 2 * (corners := np.count_nonzero(steps)) > limits.annotation_points:
         raise CaseError(
             f"{path.name}: outlines of {2 * corners:,} corners, expected at most"

@@ -41,7 +41,7 @@ class Limits(Spec):
         64, gt=0, description="One stored tile of a slide, which is decoded as a whole."
     )
     slide_pixels_per_byte: float = Field(
-        10_000, gt=0, description="Level-0 pixels of a TIFF over its size; white JPEG has 200."
+        2000, gt=0, description="Level-0 pixels of a TIFF over its size; white JPEG has 200."
     )
     annotation_mib: float = Field(
         256, gt=0, description="Outlines (XML, GeoJSON) on disk, MiB; 100,000 cells take 25."
@@ -172,7 +172,7 @@ def read_file(path: Path, *, most_mib: float, setting: str, error: type[EsadErro
                 f"is larger than {most_mib:g} MiB (limits.{setting}); is it the right file?"
             )
         with path.open("rb") as file:
-            return file.read(int(most_mib * _MIB))
+            return file.read(found.st_size)  # a larger number would be allocated
     except OSError as problem:
         raise error(f"cannot be read ({problem.strerror})") from problem
     except ValueError as problem:

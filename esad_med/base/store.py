@@ -32,6 +32,7 @@ from esad_med.base.texts import check_table
 FORMAT = "esad-med store 2"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")
 _HEADER_BYTES = 128
+_NPY = b"\x93NUMPY\x01\x00"  # of later versions NumPy allocates a header as long as it claims
 _VERIFIED = 1024  # samples at a time
 _CHUNK = 1 << 18  # bytes
 
@@ -98,8 +99,11 @@ class SampleStore:
     def _map_samples(self) -> npt.NDArray[Any]:
         file = self.path / "samples.npy"
         try:
-            samples = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
+            with file.open("rb") as opened:
+                if opened.read(len(_NPY)) != _NPY:
+                    raise ValueError("not an array of NumPy's format 1.0")
+            samples = np.lib.format.open_memmap(file, mode="r")
+        except (OSError, ValueError, TypeError, OverflowError) as error:
             raise StoreError(f"{file}: not a readable array ({error})") from error
         return np.asarray(samples)
 

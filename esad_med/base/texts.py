@@ -58,11 +58,12 @@ def _count(path: Path, file: BufferedIOBase, most: float, limits: Limits) -> Non
                 f"{path}: takes more than {most / 2**20:,.0f} MiB, unpacked where it is gzip"
                 " (limits.table_mib, limits.table_ratio)"
             )
-        if columns > limits.table_columns or line > _CHUNK:
+        if columns > limits.table_columns:
             raise CaseError(
-                f"{path}: {columns:,} columns or a line of more than a MiB, expected at most"
-                f" {limits.table_columns:,} (limits.table_columns); is it a CSV?"
+                f"{path}: more than {limits.table_columns:,} columns (limits.table_columns)"
             )
+        if line > _CHUNK:
+            raise CaseError(f"{path}: a line of more than a MiB; is it a CSV?")
         if rows * columns > _CELLS_PER_BYTE * size + _SLACK:
             raise CaseError(f"{path}: far more cells than bytes; give each row its commas")
 

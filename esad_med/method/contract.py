@@ -1,11 +1,12 @@
 """What a detector may be fed, and the checks that refuse everything else."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from esad_med.base.config import Spec, build_spec
 from esad_med.base.errors import ConfigError, ModelError, StoreError
@@ -18,6 +19,7 @@ from esad_med.method.terms import TermSpec
 FORMAT = "esad-med detector 1"
 MPP_TOLERANCE = 0.05
 _STAIN_TOLERANCE = 1e-6
+_MOST_VALUES = 3 * 4096**2  # of a sample: the largest tile that `tile` cuts
 
 
 class InputContract(Spec):
@@ -36,14 +38,28 @@ class InputContract(Spec):
     """
 
     modality: str
-    sample_shape: tuple[int, ...]
-    dtype: str
+    sample_shape: tuple[int, ...] = Field(min_length=1, max_length=3)
+    dtype: Literal["uint8", "float32"]
     value_range: tuple[float, float]
     mpp: float | None = None
     stain: str | None = None
     stain_target: dict[str, Any] | None = None
     view_positions: tuple[str, ...] | None = None
     crop_share: float | None = None
+
+    @field_validator("sample_shape")
+    @classmethod
+    def _is_possible(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) == 2 or min(shape) < 1 or math.prod(shape) > _MOST_VALUES:
+            raise ValueError("expected (h, w, c) or (d,), and no more values than a picture has")
+        return shape
+
+    @field_validator("value_range")
+    @classmethod
+    def _is_rising(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not ends[0] < ends[1]:
+            raise ValueError("expected a smaller and a larger value")
+        return ends
 
     @property
     def is_image(self) -> bool:
