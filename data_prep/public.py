@@ -40,7 +40,7 @@ LEFT_OUT = frozenset(f"normal_{number:03d}" for number in (27, 45, 108, 144, 150
     {"test_114"}
 )
 _NAME = re.compile(
-    r"(?P<slide>\w+?)_(?P<label>normal|tumor)_x_(?P<row>\d+)_y_(?P<col>\d+)_w_768_h_768\.jpg"
+    r"(?P<slide>\w+?)_(?P<label>normal|tumor)_x_(?P<row>\d{1,9})_y_(?P<col>\d{1,9})_w_768_h_768\.jpg"
 )
 _LIMITS = Limits(unpacked_mib=64)  # the lists have 10 MiB
 _log = logging.getLogger(__name__)

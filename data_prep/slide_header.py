@@ -4,6 +4,7 @@ import hashlib
 import logging
 import struct
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ TIFF_ERRORS = (
     *(tifffile.TiffFileError, struct.error, ValueError, LookupError, OSError, TypeError),
     *(AttributeError, ArithmeticError, RuntimeError, MemoryError),
 )
+_MOST_PAGES = 1000  # of a TIFF: ten levels of 100 focal planes
+_TILE_BYTES = 4  # of a pixel, uncompressed, at most
 _UNIT_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
@@ -40,19 +43,38 @@ def fingerprint_file(path: Path) -> str:
     return state.hexdigest()
 
 
-def refuse_deep_pixels(path: Path) -> None:
-    """OpenSlide reads a 16-bit TIFF as its high bytes without a word: look at the tags."""
+def check_tags(path: Path, limits: Limits) -> None:
+    """Look at a TIFF's tags for what OpenSlide does not tell.
+
+    It reads 16 bits as their high bytes without a word; and it allocates as many bytes as a stored
+    tile claims to have, which ends the process where there are not as many.
+
+    Raises:
+        SlideError: more than 8 bits, a tile of more bytes than the file or a tile can have, or
+            directories that cannot be read.
+    """
     if not _is_tiff(path):
         return
     try:
         with tifffile.TiffFile(path) as tiff:
-            bits = tiff.pages.first.bitspersample
-    except TIFF_ERRORS:
-        return  # OpenSlide did open it, so it is no plain TIFF
-    if np.max(bits) > 8:
+            bits = np.max(tiff.pages.first.bitspersample)
+            pages = list(islice(tiff.pages, _MOST_PAGES + 1))
+            stored = max((max(p.databytecounts) for p in pages if p.is_tiled), default=0)
+    except TIFF_ERRORS as error:
         raise SlideError(
-            f"{path.name}: {np.max(bits)} bits per channel, expected 8; OpenSlide would drop the"
+            f"{path.name}: its directories are damaged ({error!s:.100}); export the slide again"
+        ) from error
+    if bits > 8:
+        raise SlideError(
+            f"{path.name}: {bits} bits per channel, expected 8; OpenSlide would drop the"
             " low bits; export the slide with 8 bits per channel"
+        )
+    if len(pages) > _MOST_PAGES:
+        raise SlideError(f"{path.name}: more than {_MOST_PAGES} directories")
+    if stored > min(path.stat().st_size, _TILE_BYTES * limits.slide_tile_megapixels * 1e6):
+        raise SlideError(
+            f"{path.name}: a stored tile claims {stored} bytes, more than the file or a tile has"
+            " (limits.slide_tile_megapixels); copy or export the slide again"
         )
 
 

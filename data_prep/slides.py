@@ -14,9 +14,9 @@ from PIL import Image
 from data_prep.areas import shrink_by
 from data_prep.direct import VENDORS, DirectReader, open_direct
 from data_prep.slide_header import (
+    check_tags,
     find_mpp,
     fingerprint_file,
-    refuse_deep_pixels,
     refuse_excess,
 )
 from esad_med.base.errors import SlideError
@@ -79,11 +79,11 @@ class Slide:
         self._direct: DirectReader | None = None
         self._handle = _open_handle(path)
         try:
-            refuse_deep_pixels(path)
             self.size_level0: tuple[int, int] = self._handle.dimensions
             self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
             self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
             refuse_excess(path, self._handle.properties, self.level_sizes, self.limits)
+            check_tags(path, self.limits)
             self.vendor = str(self._handle.properties.get("openslide.vendor", "unknown"))
             self._is_direct = self.vendor in VENDORS and not is_plain("reader")
             self.mpp, self.mpp_source = find_mpp(

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 from typing import Any
 
@@ -33,6 +34,11 @@ FORMAT = "esad-med store 2"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")
 _HEADER_BYTES = 128
 _NPY = b"\x93NUMPY\x01\x00"  # of later versions NumPy allocates a header as long as it claims
+# What NumPy is known to raise on a damaged header, which it reads as Python's literals.
+_DAMAGED = (
+    *(OSError, ValueError, TypeError, OverflowError),
+    *(SyntaxError, TokenError, RecursionError, MemoryError),
+)
 _VERIFIED = 1024  # samples at a time
 _CHUNK = 1 << 18  # bytes
 
@@ -103,7 +109,7 @@ class SampleStore:
                 if opened.read(len(_NPY)) != _NPY:
                     raise ValueError("not an array of NumPy's format 1.0")
             samples = np.lib.format.open_memmap(file, mode="r")
-        except (OSError, ValueError, TypeError, OverflowError) as error:
+        except _DAMAGED as error:
             raise StoreError(f"{file}: not a readable array ({error})") from error
         return np.asarray(samples)
 
@@ -139,7 +145,7 @@ class SampleStore:
                 f"{self.path}/store.json: shape, dtype, value_range or digests is missing or wrong"
                 f" ({error}); make the store again"
             ) from error
-        if not low < high:
+        if not -np.inf < low < high < np.inf:
             raise StoreError(f"{self.path}/store.json: value_range {low} to {high} is no range")
         if list(samples.shape) != shape or str(samples.dtype) != dtype:
             raise StoreError(

@@ -12,6 +12,12 @@ from esad_med.base.runs import atomic_file, digest_bytes, digest_file, read_json
 
 State = dict[str, Any]
 
+# What torch is known to raise on files that are none of its own.
+_DAMAGED = (
+    *(RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError),
+    *(LookupError, AttributeError, OverflowError, MemoryError),
+)
+
 
 def save_checkpoint(folder: Path, member: int, state: State) -> None:
     """Write a member's state; the one before stays until this one is complete.
@@ -47,9 +53,10 @@ def load_checkpoint(folder: Path, member: int) -> State | None:
         )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except _DAMAGED as error:
         raise ModelError(f"{file}: not a readable checkpoint") from error
-    assert isinstance(state, dict)
+    if not isinstance(state, dict):
+        raise ModelError(f"{file}: holds {type(state).__name__}, expected a checkpoint")
     return state
 
 

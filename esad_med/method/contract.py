@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from esad_med.base.config import Spec, build_spec
 from esad_med.base.errors import ConfigError, ModelError, StoreError
@@ -116,6 +117,13 @@ class Calibration(Spec):
     outliers: int = 0
     residual_limits: tuple[float, float] | None = None
 
+    @field_validator("quantiles")
+    @classmethod
+    def _is_ascending(cls, quantiles: tuple[float, ...]) -> tuple[float, ...]:
+        if any(b < a for a, b in pairwise(quantiles)):
+            raise ValueError("expected ascending scores")
+        return quantiles
+
     def percentile(self, score: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Share of held-out normals below each score, in 0 ... 100, interpolated."""
         shares = np.linspace(0, 100, len(self.quantiles))
@@ -155,6 +163,20 @@ class Contract(Spec):
     calibration: Calibration
     preparation: dict[str, Any]
     training: Training
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Contract":
+        """The parts speak of the same samples and members."""
+        network, last = self.network, self.input.sample_shape[-1]
+        if isinstance(network, VectorNetworkSpec):  # it may see each column twice, as two scalings
+            fits = not self.input.is_image and network.features % last == 0
+        else:
+            fits = self.input.is_image and network.channels == last
+        if not fits:
+            raise ValueError("the network takes other samples than the input's")
+        if self.fusion.mode == "standardized" and len(self.fusion.members) != self.members:
+            raise ValueError("the fusion is of another number of members")
+        return self
 
 
 def check_input(

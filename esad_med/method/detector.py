@@ -358,8 +358,10 @@ class Detector:
         try:
             contract = build_spec(Contract, values, source=str(path / CONTRACT))
             weights = load_tensors(_read_weights(path / WEIGHTS))
-        except (ConfigError, SafetensorError) as error:
+        except (ConfigError, SafetensorError, KeyError) as error:  # a type that torch has not
             raise ModelError(f"{path}: not a usable detector ({error})") from error
+        if not all(w.isfinite().all() for w in weights.values()):
+            raise ModelError(f"{path}: weights that are no numbers; train the detector again")
         try:
             return cls(contract, weights, device=device)
         except ModelError as error:
