@@ -127,7 +127,7 @@ class SlideScreener:
         """
         case, done = item
         try:
-            with open_case(case) as slide:
+            with open_case(case, self.config.limits) as slide:
                 return self._screen_open(case, slide, done)
         except ConfigError:
             raise  # the output folder, not the case

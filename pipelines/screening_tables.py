@@ -8,7 +8,7 @@ from typing import Any
 
 from esad_med.base.cases import Case, read_table
 from esad_med.base.config import load_config
-from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.errors import CaseError, EsadError
 from esad_med.base.runs import Failure, read_json, versions, write_csv, write_failures
 from esad_med.method.detector import Detector
 from esad_med.method.scoring_networks import Precision
@@ -36,7 +36,7 @@ def read_earlier(
     tables = [out / "slides.csv", out / "failures.csv"]
     if not all(path.exists() for path in (config_file, run_file, *tables)):
         return Earlier()
-    with suppress(CaseError, ConfigError, OSError, UnicodeDecodeError, KeyError, TypeError):
+    with suppress(EsadError, KeyError, TypeError):
         then, now = (
             settings.model_dump(exclude={"limits"})
             for settings in (load_config(PathologyConfig, config_file), config)

@@ -87,7 +87,7 @@ def plan_slides(cases: Sequence[Case], config: PathologyConfig, *, say: Say) -> 
     summary = TilingSummary(out=Path())
     for case in cases:
         try:
-            with open_case(case) as slide:
+            with open_case(case, config.limits) as slide:
                 annotation = case_annotation(case, slide)
                 tissue = find_tissue(slide, config.tissue)
                 grid = plan_tiles(slide, tissue, config.tiles)

@@ -129,7 +129,7 @@ class SlideTiler:
             ConfigError: something cannot be written.
         """
         try:
-            with open_case(case) as slide:
+            with open_case(case, self.config.limits) as slide:
                 return self._tile_open(case, slide, sink)
         except ConfigError:
             raise

@@ -86,7 +86,7 @@ def triage(
             is at work there.
     """
     check_views(config.eligibility, sorted(detectors))
-    candidates, others = find_candidates(paths, leave_out=out)
+    candidates, others = find_candidates(paths, leave_out=out, limits=config.limits)
     if key_file:
         read_or_draw_key(key_file)  # a wrong one leaves nothing behind
     claim_run_folder(out, "triage")

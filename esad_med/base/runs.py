@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from esad_med.base.errors import ConfigError, EsadError
+from esad_med.base.limits import Limits
+from esad_med.base.text_limits import read_json_within
 from esad_med.base.texts import plain_cell
 
 _VERSIONED = (
@@ -243,12 +245,7 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
 
 def read_json(path: Path, error: type[EsadError]) -> dict[str, Any]:
     """Read a JSON object, or raise ``error`` with the file's name and what is wrong with it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise error(f"{path}: not a JSON file ({problem})") from problem
+    value = read_json_within(path, error, limits=Limits())
     if not isinstance(value, dict):
         raise error(f"{path}: found {type(value).__name__}, expected a JSON object")
     return value

@@ -7,22 +7,31 @@ STORE/store.json    the contract: kind, shape, dtype, value range, mpp, specs, d
 
 import hashlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from esad_med.base.errors import ConfigError, StoreError
+from esad_med.base.errors import CaseError, ConfigError, StoreError
+from esad_med.base.limits import Limits
 from esad_med.base.runs import (
     digest_file,
     output_error,
     read_json,
 )
+from esad_med.base.text_limits import check_table
 
 FORMAT = "esad-med store 2"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")
 _HEADER_BYTES = 128
+_NPY = b"\x93NUMPY\x01\x00"  # of later versions NumPy allocates a header as long as it claims
+# What NumPy is known to raise on a damaged header, which it reads as Python's literals.
+_DAMAGED = (
+    *(OSError, ValueError, TypeError, OverflowError),
+    *(SyntaxError, TokenError, RecursionError, MemoryError),
+)
 _VERIFIED = 1024  # samples at a time
 _CHUNK = 1 << 18  # bytes
 
@@ -89,14 +98,18 @@ class SampleStore:
     def _map_samples(self) -> npt.NDArray[Any]:
         file = self.path / "samples.npy"
         try:
-            samples = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
+            with file.open("rb") as opened:
+                if opened.read(len(_NPY)) != _NPY:
+                    raise ValueError("not an array of NumPy's format 1.0")
+            samples = np.lib.format.open_memmap(file, mode="r")
+        except _DAMAGED as error:
             raise StoreError(f"{file}: not a readable array ({error})") from error
         return np.asarray(samples)
 
     def _read_rows(self) -> pd.DataFrame:
         file = self.path / "samples.csv"
         try:
+            check_table(file, limits=Limits())
             rows = pd.read_csv(
                 file,
                 dtype=dict.fromkeys(REQUIRED_COLUMNS[:4], str),
@@ -109,7 +122,7 @@ class SampleStore:
                 rows[name] = rows[name].astype("Int8")
         except KeyError as error:
             raise StoreError(f"{file}: column {error} is missing") from error
-        except (OSError, ValueError, TypeError, pd.errors.ParserError) as error:
+        except (CaseError, OSError, ValueError, TypeError, pd.errors.ParserError) as error:
             raise StoreError(f"{file}: not a table of samples ({error})") from error
         return rows
 
@@ -125,7 +138,7 @@ class SampleStore:
                 f"{self.path}/store.json: shape, dtype, value_range or digests is missing or wrong"
                 f" ({error}); make the store again"
             ) from error
-        if not low < high:
+        if not -np.inf < low < high < np.inf:
             raise StoreError(f"{self.path}/store.json: value_range {low} to {high} is no range")
         if list(samples.shape) != shape or str(samples.dtype) != dtype:
             raise StoreError(

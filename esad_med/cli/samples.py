@@ -95,7 +95,7 @@ def tile(
         stain__method=stain,
     )
     chosen = load_config(PathologyConfig, config, flags)
-    cases = find_cases(slides, mpp=slide_mpp, annotations=annotations)
+    cases = find_cases(slides, mpp=slide_mpp, annotations=annotations, limits=chosen.limits)
     colors = load_target(target, chosen.stain)
     with ProgressBar() as progress:
         if dry_run:

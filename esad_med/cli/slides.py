@@ -48,7 +48,7 @@ def screen(
 
     model = Detector.load(detector, device=device)
     chosen = screening_config(model, config, settings or [])
-    cases = find_cases(slides, mpp=slide_mpp, annotations=annotations)
+    cases = find_cases(slides, mpp=slide_mpp, annotations=annotations, limits=chosen.limits)
     with ProgressBar() as progress:
         summary = screen_slides(
             cases,

@@ -12,10 +12,10 @@ from esad_med.base.runs import atomic_file, digest_bytes, read_json, write_json
 
 State = dict[str, Any]
 
-# What torch raises on a file that is none of its own, or that holds more than plain values
+# What torch is known to raise on a file that is none of its own, or holds more than plain values
 _UNREADABLE = (
-    *(RuntimeError, UnpicklingError, EOFError),
-    *(ValueError, LookupError, TypeError, AttributeError),
+    *(RuntimeError, UnpicklingError, EOFError, OSError, ValueError, TypeError),
+    *(LookupError, AttributeError, OverflowError, MemoryError),
 )
 
 
@@ -56,7 +56,7 @@ def read_checkpoint(folder: Path, member: int) -> bytes | None:
         return None
     pointer = read_json(_pointer(folder, member), ModelError)
     file = folder / str(pointer.get("file", ""))
-    content = file.read_bytes() if file.is_file() else b""
+    content = file.read_bytes() if file.parent == folder and file.is_file() else b""
     if digest_bytes(content) != pointer.get("sha256"):
         raise ModelError(
             f"{file}: the checkpoint is missing or damaged; delete {_pointer(folder, member)} to"

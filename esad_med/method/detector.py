@@ -23,6 +23,7 @@ from torch import Tensor
 from esad_med.base.config import build_spec
 from esad_med.base.errors import ConfigError, ModelError
 from esad_med.base.interrupts import raise_if_interrupted
+from esad_med.base.limits import Limits, read_file
 from esad_med.base.runs import (
     atomic_file,
     digest_bytes,
@@ -377,9 +378,11 @@ class Detector:
             raise ModelError(f"{path}: format {values.get('format')!r}, expected {FORMAT!r}")
         try:
             contract = build_spec(Contract, values, source=str(path / CONTRACT))
-            weights = load_tensors((path / WEIGHTS).read_bytes())
-        except (ConfigError, SafetensorError) as error:
+            weights = load_tensors(_read_weights(path / WEIGHTS))
+        except (ConfigError, SafetensorError, KeyError) as error:  # a type that torch has not
             raise ModelError(f"{path}: not a usable detector ({error})") from error
+        if not all(w.isfinite().all() for w in weights.values()):
+            raise ModelError(f"{path}: weights that are no numbers; train the detector again")
         try:
             detector = cls(contract, weights, device=device)
         except ModelError as error:
@@ -450,6 +453,14 @@ def _chunks(batches: Batches, size: int) -> Iterator[npt.NDArray[Any]]:
     for batch in [batches] if isinstance(batches, np.ndarray) else batches:
         for start in range(0, len(batch), size):
             yield batch[start : start + size]
+
+
+def _read_weights(path: Path) -> bytes:
+    most = Limits().weights_mib
+    try:
+        return read_file(path, most_mib=most, setting="weights_mib", error=ModelError)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _check_files(path: Path) -> None:

@@ -73,7 +73,11 @@ def open_folder(
 
 
 def refuse_other_folder(out: Path) -> None:
-    """Refuse a folder of something else: a training writes README.md and empties checkpoints/: not in a folder of something else."""
+    """Refuse a folder of something else: a training writes README.md and empties checkpoints/.
+
+    Raises:
+        ConfigError: it holds other files, or cannot be looked into.
+    """
     try:
         if not out.exists():
             return
