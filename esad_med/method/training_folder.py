@@ -14,6 +14,7 @@ import torch
 from esad_med.base.config import dump_yaml
 from esad_med.base.errors import ConfigError
 from esad_med.base.runs import (
+    LOCK,
     digest_bytes,
     ensure_folder,
     output_error,
