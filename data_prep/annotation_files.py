@@ -1,20 +1,21 @@
 """The files annotations come in: ASAP XML, QuPath GeoJSON, NCRF JSON -> polygons."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element, ParseError, TreeBuilder
 
 import numpy as np
 import shapely
 from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse as parse_xml
+from defusedxml.ElementTree import DefusedXMLParser
 from shapely.geometry.base import BaseGeometry
 
 from esad_med.base.errors import CaseError
+from esad_med.base.limits import Limits, read_file
+from esad_med.base.text_limits import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ EXCLUDED_NAMES = frozenset(
 )
 _POLYGON_TYPES = frozenset({"polygon", "rectangle", "spline"})
 _FARTHEST = 1e7  # no slide is as large, and GEOS stays exact
+_SHOWN = 60  # characters of a file's own words in a message
 
 
 @dataclass
@@ -53,38 +55,79 @@ class Outlines:
         elif key in EXCLUDED_NAMES:
             self.excluded.append(polygon)
         else:
-            self.unknown.add(name)
+            self.unknown.add(name[:_SHOWN])
 
 
-def read_asap(path: Path) -> Outlines:
-    """Read ASAP XML: groups Tumor, _0 and _1 are tumor, _2 is normal tissue inside."""
+class _Counted(TreeBuilder):
+    """Elements in memory, as long as they are neither too many nor nested too deep."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__()
+        self._limits = limits
+        self._count = self._depth = 0
+
+    def start(self, tag: str, attributes: dict[str, str], /) -> Element:
+        """An element begins."""
+        self._count += 1
+        self._depth += 1
+        if self._depth > self._limits.nesting:
+            raise ValueError(f"nested more than {self._limits.nesting} deep (limits.nesting)")
+        if self._count > self._limits.annotation_points:
+            raise ValueError(
+                f"more than {self._limits.annotation_points:,} elements (limits.annotation_points)"
+            )
+        return super().start(tag, attributes)
+
+    def end(self, tag: str, /) -> Element:
+        """It ends."""
+        self._depth -= 1
+        return super().end(tag)
+
+
+def read_asap(path: Path, *, limits: Limits) -> Outlines:
+    """Read ASAP XML: groups Tumor, _0 and _1 are tumor, _2 is normal tissue inside.
+
+    Raises:
+        CaseError: no XML, of another program, or beyond the limits.
+    """
+    parser = DefusedXMLParser(target=_Counted(limits))
     try:
-        root = parse_xml(path).getroot()
+        parser.feed(_read_bytes(path, limits))
+        root = parser.close()
     except (ParseError, DefusedXmlException, UnicodeError, LookupError, ValueError) as error:
-        raise CaseError(f"{path.name}: not a well-formed XML file ({error!s})") from error
-    if root is None or root.tag != "ASAP_Annotations":
+        raise CaseError(f"{path.name}: not a well-formed XML file ({error!s:.200})") from error
+    if root.tag != "ASAP_Annotations":
         raise CaseError(
-            f"{path.name}: the root element is '{'' if root is None else root.tag}', expected"
+            f"{path.name}: the root element is '{root.tag[:_SHOWN]}', expected"
             " 'ASAP_Annotations'; export as ASAP XML or GeoJSON"
         )
     outlines = Outlines()
     for number, item in enumerate(root.iterfind("./Annotations/Annotation"), start=1):
-        where = f"{path.name}: annotation {number} ('{item.get('Name', '')}')"
+        where = f"{path.name}: annotation {number} ('{item.get('Name', '')[:_SHOWN]}')"
         if item.get("Type", "Polygon").lower() in _POLYGON_TYPES:
             points = [_read_point(where, point) for point in item.iterfind(".//Coordinate")]
             outlines.add(item.get("PartOfGroup", "None"), make_polygon([points], where))
     return outlines
 
 
-def read_json_outlines(path: Path) -> Outlines:
+def read_json_outlines(path: Path, *, limits: Limits) -> Outlines:
     """Read QuPath GeoJSON (a FeatureCollection, a Feature or a list) or NCRF JSON.
 
     NCRF JSON is ``{"positive": [{"vertices": [[x, y], ...]}], "negative": [...]}``; an empty
     ``positive`` beside a filled ``negative`` says that the slide is normal.
+
+    Raises:
+        CaseError: no JSON, without outlines, or beyond the limits.
     """
+    data = _read_bytes(path, limits)
+    if (points := data.count(b"[") + data.count(b"{")) > limits.annotation_points:
+        raise CaseError(
+            f"{path.name}: {points:,} lists and objects, expected at most"
+            f" {limits.annotation_points:,} (limits.annotation_points); leave out detections"
+        )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        content = parse_json(data, nesting=limits.nesting)
+    except ValueError as error:
         raise CaseError(f"{path.name}: not a JSON file ({error})") from error
     if isinstance(content, dict) and "positive" in content:
         return _read_ncrf(path, content)
@@ -132,6 +175,15 @@ def polygons_only(geometry: BaseGeometry) -> BaseGeometry:
     return shapely.union_all(parts) if parts else shapely.Polygon()
 
 
+def _read_bytes(path: Path, limits: Limits) -> bytes:
+    try:
+        return read_file(
+            path, most_mib=limits.annotation_mib, setting="annotation_mib", error=CaseError
+        )
+    except CaseError as error:
+        raise CaseError(f"{path.name}: {error}") from error.__cause__
+
+
 def _read_point(where: str, point: Element) -> tuple[float, float]:
     return _to_point(where, [point.get("X"), point.get("Y")])
 
@@ -142,7 +194,8 @@ def _to_point(where: str, point: object) -> tuple[float, float]:
     except (TypeError, ValueError, OverflowError):
         x = y = np.nan
     if not (abs(x) < _FARTHEST and abs(y) < _FARTHEST):
-        raise CaseError(f"{where}: point {point!r} is no position X, Y in level-0 pixels")
+        shown = repr(point)[:_SHOWN]
+        raise CaseError(f"{where}: point {shown} is no position X, Y in level-0 pixels")
     return x, y
 
 

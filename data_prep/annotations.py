@@ -18,6 +18,7 @@ from data_prep.annotation_files import (
 )
 from data_prep.annotation_masks import read_mask
 from esad_med.base.errors import CaseError
+from esad_med.base.limits import Limits
 
 ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json", ".png", ".tif", ".tiff")
 _OVERHANG = 0.01  # outlines drawn over the slide's edge by so much of its size are cut there
@@ -37,7 +38,9 @@ class Annotation:
     source: Path
 
 
-def read_annotation(path: Path, *, slide_size: tuple[int, int]) -> Annotation:
+def read_annotation(
+    path: Path, *, slide_size: tuple[int, int], limits: Limits | None = None
+) -> Annotation:
     """Read the tumor outlines of a slide.
 
     ASAP ``.xml``, QuPath ``.geojson`` or ``.json``, NCRF ``.json``; or a mask image of the whole
@@ -46,12 +49,13 @@ def read_annotation(path: Path, *, slide_size: tuple[int, int]) -> Annotation:
     Args:
         path: the file.
         slide_size: (width, height) of the slide in level-0 pixels.
+        limits: what may be read at all.
 
     Raises:
-        CaseError: a file that cannot be read, without tumor polygons, with unknown groups only,
-            or whose outlines lie outside this slide.
+        CaseError: a file that cannot be read or is beyond the limits, without tumor polygons, with
+            unknown groups only, or whose outlines lie outside this slide.
     """
-    outlines = _read_outlines(path, slide_size)
+    outlines = _read_outlines(path, slide_size, limits or Limits())
     if not any(polygon.area for polygon in outlines.tumor) and not outlines.tumor_free:
         raise CaseError(f"{path.name}: {_explain_missing(outlines)}")
     tumor = polygons_only(shapely.union_all(outlines.tumor))
@@ -100,7 +104,7 @@ def tumor_fraction(
     return np.clip(share, 0, 1).astype(np.float32)
 
 
-def _read_outlines(path: Path, slide_size: tuple[int, int]) -> Outlines:
+def _read_outlines(path: Path, slide_size: tuple[int, int], limits: Limits) -> Outlines:
     suffix = path.suffix.lower()
     if suffix not in ANNOTATION_SUFFIXES:
         raise CaseError(
@@ -109,10 +113,10 @@ def _read_outlines(path: Path, slide_size: tuple[int, int]) -> Outlines:
         )
     try:
         if suffix == ".xml":
-            return read_asap(path)
+            return read_asap(path, limits=limits)
         if suffix in {".geojson", ".json"}:
-            return read_json_outlines(path)
-        return read_mask(path, slide_size)
+            return read_json_outlines(path, limits=limits)
+        return read_mask(path, slide_size, limits=limits)
     except OSError as error:
         raise CaseError(f"{path.name}: cannot be read ({error.strerror})") from error
 

@@ -1,6 +1,7 @@
-"""How large a compressed picture says it is, read from its first bytes, before any decoder runs."""
+"""What a compressed picture says of itself, read before any decoder runs: mostly its size."""
 
 import struct
+import zlib
 from itertools import pairwise
 
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
@@ -24,6 +25,19 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
     except (struct.error, IndexError):
         return None
     return None
+
+
+def is_whole_png(data: bytes) -> bool:
+    """Whether all chunks are there and have their checksums; Pillow skips those of pixels."""
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4])
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            return False
+        if data[at + 4 : at + 8] == b"IEND":
+            return True
+        at = end + 4
+    return False
 
 
 def _codestream_start(data: bytes) -> int:

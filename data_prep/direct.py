@@ -7,7 +7,6 @@ decoder is strict: it refuses a damaged stream, as OpenSlide does, where others 
 
 import heapq
 import logging
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import tifffile
+
+from data_prep.slide_header import TIFF_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -238,10 +239,7 @@ def open_direct(
                     except _UnlikeError as error:
                         logger.info("%s: level %d: %s", path.name, index, error)
         return DirectReader(path, levels, read_region) if levels else None
-    except (
-        tifffile.TiffFileError, struct.error, ValueError, LookupError, OSError, TypeError,
-        AttributeError, ArithmeticError, RuntimeError,
-    ) as error:  # fmt: skip
+    except TIFF_ERRORS as error:
         logger.info("%s: read by OpenSlide (%s)", path.name, error)
         return None
 

@@ -35,7 +35,7 @@ _COLUMNS = {
     "Patient Age": "age",
     "View Position": "view",
 }
-_LIMITS = Limits(file_mib=64, unpacked_mib=64)  # NIH's table has 8 MiB
+_LIMITS = Limits(file_mib=64, unpacked_mib=64, table_mib=64)  # NIH's table has 8 MiB
 _MOST_HEADER = 10_000  # characters
 _SEX = ("Patient Gender", "Patient Sex")  # of the editions 2017 and 2020
 
@@ -52,7 +52,7 @@ def read_nih_table(path: Path) -> pd.DataFrame:
             unknown.
     """
     _check_table(path)
-    table = read_table(path)
+    table = read_table(path, limits=_LIMITS)
     if missing := [name for name in _COLUMNS if name not in table]:
         raise CaseError(
             f"{path}: column '{missing[0]}' is missing; found {', '.join(map(str, table.columns))};"

@@ -5,7 +5,7 @@ its own pixels, then scaled by a quarter to 192 x 192; training draws 64-crops f
 takes the central one. The lists name their cells, because they were drawn at random.
 """
 
-import gzip
+import io
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +29,8 @@ from data_prep.stain import (
     normalize_stain,
     remap_by_spec,
 )
-from esad_med.base.errors import CaseError, EsadError, SlideError
+from esad_med.base.errors import CaseError, EsadError, ImageError, SlideError
+from esad_med.base.limits import Limits, read_file
 
 CELL_PX = 768
 SMALL_PX = 192
@@ -39,8 +40,9 @@ LEFT_OUT = frozenset(f"normal_{number:03d}" for number in (27, 45, 108, 144, 150
     {"test_114"}
 )
 _NAME = re.compile(
-    r"(?P<slide>\w+?)_(?P<label>normal|tumor)_x_(?P<row>\d+)_y_(?P<col>\d+)_w_768_h_768\.jpg"
+    r"(?P<slide>\w+?)_(?P<label>normal|tumor)_x_(?P<row>\d{1,9})_y_(?P<col>\d{1,9})_w_768_h_768\.jpg"
 )
+_LIMITS = Limits(unpacked_mib=64)  # the lists have 10 MiB
 _log = logging.getLogger(__name__)
 
 
@@ -77,11 +79,10 @@ def read_dpa_list(path: Path) -> list[DpaCell]:
         CaseError: cannot be read, empty, a malformed name, or a name listed twice.
     """
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except OSError as error:  # gzip.BadGzipFile is one
-        raise CaseError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (EOFError, UnicodeDecodeError) as error:
+        data = read_file(path, most_mib=64, setting="file_mib", error=ImageError)
+        data = _LIMITS.gunzip(io.BytesIO(data)) if path.suffix == ".gz" else data
+        text = data.decode("utf-8")
+    except (ImageError, UnicodeDecodeError) as error:
         raise CaseError(f"{path}: damaged ({error}); fetch the list again") from error
     cells: dict[DpaCell, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):

@@ -3,19 +3,28 @@
 import hashlib
 import logging
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
 from esad_med.base.errors import SlideError
+from esad_med.base.limits import Limits
 
 logger = logging.getLogger(__name__)
 
 MPP_RANGE = (0.05, 20.0)  # µm per pixel of any scanner's level 0; 72 dpi would be 352.8
 _TOLERANCE = 0.05  # mpp-x and mpp-y, or two statements, may differ by so much
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+#: What tifffile is known to raise on damaged files.
+TIFF_ERRORS = (
+    *(tifffile.TiffFileError, struct.error, ValueError, LookupError, OSError, TypeError),
+    *(AttributeError, ArithmeticError, RuntimeError, MemoryError),
+)
+_MOST_PAGES = 1000  # of a TIFF: ten levels of 100 focal planes
+_TILE_BYTES = 4  # of a pixel, uncompressed, at most
 _UNIT_UM = {"inch": 25_400.0, "centimeter": 10_000.0}
 
 
@@ -34,21 +43,83 @@ def fingerprint_file(path: Path) -> str:
     return state.hexdigest()
 
 
-def refuse_deep_pixels(path: Path) -> None:
-    """OpenSlide reads a 16-bit TIFF as its high bytes without a word: look at the tags."""
-    with path.open("rb") as file:
-        if file.read(4) not in _TIFF_MAGIC:
-            return
+def check_tags(path: Path, limits: Limits) -> None:
+    """Look at a TIFF's tags for what OpenSlide does not tell.
+
+    It reads 16 bits as their high bytes without a word; and it allocates as many bytes as a stored
+    tile claims to have, which ends the process where there are not as many.
+
+    Raises:
+        SlideError: more than 8 bits, a tile of more bytes than the file or a tile can have, or
+            directories that cannot be read.
+    """
+    if not _is_tiff(path):
+        return
     try:
         with tifffile.TiffFile(path) as tiff:
-            bits = tiff.pages.first.bitspersample
-    except (tifffile.TiffFileError, struct.error, ValueError, LookupError, OSError, TypeError):
-        return  # OpenSlide did open it, so it is no plain TIFF
-    if np.max(bits) > 8:
+            bits = np.max(tiff.pages.first.bitspersample)
+            pages = list(islice(tiff.pages, _MOST_PAGES + 1))
+            stored = max((max(p.databytecounts) for p in pages if p.is_tiled), default=0)
+    except TIFF_ERRORS as error:
         raise SlideError(
-            f"{path.name}: {np.max(bits)} bits per channel, expected 8; OpenSlide would drop the"
+            f"{path.name}: its directories are damaged ({error!s:.100}); export the slide again"
+        ) from error
+    if bits > 8:
+        raise SlideError(
+            f"{path.name}: {bits} bits per channel, expected 8; OpenSlide would drop the"
             " low bits; export the slide with 8 bits per channel"
         )
+    if len(pages) > _MOST_PAGES:
+        raise SlideError(f"{path.name}: more than {_MOST_PAGES} directories")
+    if stored > min(path.stat().st_size, _TILE_BYTES * limits.slide_tile_megapixels * 1e6):
+        raise SlideError(
+            f"{path.name}: a stored tile claims {stored} bytes, more than the file or a tile has"
+            " (limits.slide_tile_megapixels); copy or export the slide again"
+        )
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_MAGIC
+
+
+def refuse_excess(
+    path: Path,
+    properties: Mapping[str, str],
+    level_sizes: Sequence[tuple[int, int]],
+    limits: Limits,
+) -> None:
+    """Refuse a slide of sizes that no scanner writes, before a pixel of it is read.
+
+    Args:
+        path: the file.
+        properties: OpenSlide's.
+        level_sizes: (width, height) of each level.
+        limits: on pixels of a slide, of a stored tile and of a byte, and on levels.
+
+    Raises:
+        SlideError: saying which, and the setting.
+    """
+    (width, height), levels = level_sizes[0], len(level_sizes)
+    if levels > limits.slide_levels:
+        raise SlideError(f"{path.name}: {levels} levels, more than limits.slide_levels")
+    most = limits.slide_gigapixels * 1e9
+    if _is_tiff(path):  # other formats keep their pixels in other files
+        most = min(most, limits.slide_pixels_per_byte * path.stat().st_size)
+    if width * height > most:
+        raise SlideError(
+            f"{path.name}: says it has {width}x{height} pixels, expected at most"
+            f" {most / 1e6:,.0f} million of such a file (limits.slide_gigapixels,"
+            " limits.slide_pixels_per_byte)"
+        )
+    for level in range(levels):
+        across, down = (properties.get(f"openslide.level[{level}].tile-{side}", "0")
+                        for side in ("width", "height"))  # fmt: skip
+        if int(across) * int(down) > limits.slide_tile_megapixels * 1e6:
+            raise SlideError(
+                f"{path.name}: level {level} is stored in tiles of {across}x{down} pixels, expected"
+                f" at most {limits.slide_tile_megapixels:g} million (limits.slide_tile_megapixels)"
+            )
 
 
 def find_mpp(

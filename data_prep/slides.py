@@ -13,9 +13,15 @@ from PIL import Image
 
 from data_prep.areas import shrink_by
 from data_prep.direct import VENDORS, DirectReader, open_direct
-from data_prep.slide_header import find_mpp, fingerprint_file, refuse_deep_pixels
+from data_prep.slide_header import (
+    check_tags,
+    find_mpp,
+    fingerprint_file,
+    refuse_excess,
+)
 from esad_med.base.errors import SlideError
 from esad_med.base.interrupts import raise_if_interrupted
+from esad_med.base.limits import Limits
 from esad_med.base.plain import is_plain
 
 logger = logging.getLogger(__name__)
@@ -56,20 +62,28 @@ class Slide:
         vendor: OpenSlide's name of the format.
         level_downsamples: level-0 pixels per pixel, for each level; the first is 1.
         level_sizes: (width, height) of each level.
+        limits: what may be read of it and of its annotation.
     """
 
     def __init__(
-        self, path: Path, *, mpp: float | None = None, mpp_otherwise: float | None = None
+        self,
+        path: Path,
+        *,
+        mpp: float | None = None,
+        mpp_otherwise: float | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """Open ``path``; see `open_slide`."""
         self.path = path
+        self.limits = limits or Limits()
         self._direct: DirectReader | None = None
         self._handle = _open_handle(path)
         try:
-            refuse_deep_pixels(path)
             self.size_level0: tuple[int, int] = self._handle.dimensions
             self.level_downsamples: tuple[float, ...] = self._handle.level_downsamples
             self.level_sizes: tuple[tuple[int, int], ...] = self._handle.level_dimensions
+            refuse_excess(path, self._handle.properties, self.level_sizes, self.limits)
+            check_tags(path, self.limits)
             self.vendor = str(self._handle.properties.get("openslide.vendor", "unknown"))
             self._is_direct = self.vendor in VENDORS and not is_plain("reader")
             self.mpp, self.mpp_source = find_mpp(
@@ -244,7 +258,11 @@ class Slide:
 
 
 def open_slide(
-    path: Path, *, mpp: float | None = None, mpp_otherwise: float | None = None
+    path: Path,
+    *,
+    mpp: float | None = None,
+    mpp_otherwise: float | None = None,
+    limits: Limits | None = None,
 ) -> Slide:
     """Open a whole slide.
 
@@ -252,12 +270,13 @@ def open_slide(
         path: any file OpenSlide opens.
         mpp: level-0 resolution in µm per pixel that overrides the file's own.
         mpp_otherwise: the same for a file that says none, or one that no scanner has.
+        limits: what may be read at all.
 
     Raises:
-        SlideError: no such file, empty, not a slide, truncated, more than 8 bits per channel, no
-            resolution, or one that no scanner has.
+        SlideError: no such file, empty, not a slide, truncated, beyond the limits, more than 8 bits
+            per channel, no resolution, or one that no scanner has.
     """
-    return Slide(Path(path), mpp=mpp, mpp_otherwise=mpp_otherwise)
+    return Slide(Path(path), mpp=mpp, mpp_otherwise=mpp_otherwise, limits=limits)
 
 
 def find_slides(folder: Path) -> Iterator[Path]:

@@ -14,6 +14,8 @@ from esad_med.base.errors import ImageError, SlideError
 from esad_med.base.runs import read_json, write_json
 
 MAX_IMAGE_PIXELS = 100_000_000
+#: Of pictures of tissue; Pillow knows others, for some of which it runs programs.
+PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
 _KEYS = {"name", "matrix", "max_concentration", "lab_mean", "lab_std"}
 
 
@@ -103,7 +105,7 @@ def _find_target(values: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _read_rgb(path: Path) -> Bytes:
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=PICTURE_FORMATS) as picture:
             width, height = picture.size
             if width * height > MAX_IMAGE_PIXELS:
                 raise ImageError(

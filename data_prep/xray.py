@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_prep.codestreams import picture_size
+from data_prep.codestreams import is_whole_png, picture_size
 from data_prep.xray_dicom import is_dicom, parse_dicom
 from data_prep.xray_header import XrayHeader
 from data_prep.xray_nifti import is_nifti, parse_nifti
@@ -123,6 +123,8 @@ def _measure_picture(data: bytes, limits: Limits) -> tuple[str, tuple[int, int]]
 
 def _read_picture(data: bytes, limits: Limits) -> Xray:
     kind, size = _measure_picture(data, limits)
+    if kind == "PNG" and not is_whole_png(data):
+        raise ImageError("damaged PNG file: a checksum is wrong, or it ends too early")
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             if image.size != size:  # a second header

@@ -37,14 +37,12 @@ from esad_med.base.limits import Limits
 
 Floats = npt.NDArray[np.float32]
 
-_MOST_DEPTH = 64
 # What only pylibjpeg-libjpeg decodes, which is GPL-3 and so in an extra.
 _NEED_LIBJPEG = {JPEGLossless, JPEGLosslessSV1}
 _MOST_READS = 60_000  # an element takes two or three; radiographs have hundreds of elements
 _BESIDE_MIB = 32  # of a deflated file, beside its pixels
 _SEQUENCE_MIB = 8  # of one of stated length, which pydicom unfolds as a whole
 _MOST_ITEMS = 10_000
-_NESTED = f"nested more than {_MOST_DEPTH} deep; damaged or hostile"
 _DAMAGED = "damaged DICOM file: it ends too early or is no DICOM"
 # What makes the content of a deflated file an ordinary one.
 _EXPLICIT = b"\0" * 128 + b"DICM\x02\x00\x10\x00UI\x14\x001.2.840.10008.1.2.1\0"
@@ -104,20 +102,21 @@ def read_dataset(data: bytes, *, limits: Limits) -> Dataset:
     Raises:
         ImageError: truncated, nested too deep, or larger than the limits when unpacked.
     """
+    nested = f"nested more than {limits.nesting} deep (limits.nesting); damaged or hostile"
     try:
         try:
             dataset = pydicom.dcmread(_Stream(data, limits), force=True)
         except _DeflatedError as found:
             dataset = pydicom.dcmread(_Stream(_EXPLICIT + found.content, limits), force=True)
-        depth = _depth(dataset)
+        depth = _depth(dataset, limits.nesting)
     except RecursionError as error:
-        raise ImageError(_NESTED) from error
+        raise ImageError(nested) from error
     except DICOM_ERRORS as error:
         if isinstance(error.__context__, ImageError):  # pydicom makes it an error of its own
             raise error.__context__ from None
         raise ImageError(_DAMAGED) from error
-    if depth > _MOST_DEPTH:
-        raise ImageError(_NESTED)
+    if depth > limits.nesting:
+        raise ImageError(nested)
     if len(dataset) < 2:
         raise ImageError("damaged DICOM file: it ends too early, no element could be read")
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -154,12 +153,12 @@ class _Stream(io.BytesIO):
         return super().read(size)
 
 
-def _depth(dataset: Dataset, level: int = 1) -> int:
+def _depth(dataset: Dataset, most: int, level: int = 1) -> int:
     """How deep sequences are nested; stops where it is too deep.
 
     Only sequences are unfolded: a damaged value of another element does no harm until it is used.
     """
-    if level > _MOST_DEPTH:
+    if level > most:
         return level
     deepest = level
     for element in list(dataset.elements()):
@@ -167,7 +166,7 @@ def _depth(dataset: Dataset, level: int = 1) -> int:
             if isinstance(element, RawDataElement):
                 _check_folded(element.value or b"")
             items = dataset[element.tag].value
-            deepest = max([deepest, *(_depth(item, level + 1) for item in items)])
+            deepest = max([deepest, *(_depth(item, most, level + 1) for item in items)])
     return deepest
 
 

@@ -30,8 +30,10 @@ from data_prep.tiles import TileSpec
 from data_prep.tissue import TissueSpec, find_tissue
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError, EsadError
+from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure, Progress, Say, ensure_folder, no_progress, write_failures
-from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
+from esad_med.base.store import open_if_store, refuse_other_folder
+from esad_med.base.store_writing import StoreWriter
 from esad_med.outputs.quality import write_tiling_picture
 from pipelines.pathology import PathologyConfig, preparation
 
@@ -53,6 +55,7 @@ class CellConfig(Spec):
         None, gt=0, description="Level-0 µm per pixel for slides that do not say it."
     )
     seed: int = Field(0, ge=0, description="Decides the random crops.")
+    limits: Limits = Limits()
 
 
 @dataclass
@@ -109,7 +112,8 @@ def tile_cells(
         raise ConfigError(f"{out}: a store exists; choose another --out, or pass --overwrite")
 
     def opener(name: str) -> AbstractContextManager[Slide]:
-        return open_slide(find_camelyon_slide(root, name), mpp_otherwise=config.slide_mpp)
+        path = find_camelyon_slide(root, name)
+        return open_slide(path, mpp_otherwise=config.slide_mpp, limits=config.limits)
 
     target = target or _published_target(opener, config.stain)
     summary = CellSummary(out)
@@ -226,5 +230,5 @@ def _contract(config: CellConfig, target: StainTarget) -> dict[str, Any]:
         "value_range": [0, 255],
         "mpp": 1.0,
         "preparation": {**prepared, "protocol": f"dpa, stain by {config.stain_by}"},
-        "cells": config.model_dump(mode="json"),
+        "cells": config.model_dump(mode="json", exclude={"limits"}),
     }

@@ -1,5 +1,6 @@
 """`esad-med import`: a folder of tile pictures and a table become a SampleStore."""
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,13 +15,16 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from data_prep.stain import Stain, StainSpec, StainTarget, fit_stain, normalize_stain
+from data_prep.stain_target import PICTURE_FORMATS
 from data_prep.tiles import TileSpec
 from esad_med.base.cases import SPLITS, check_patients, read_table
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ImageError
 from esad_med.base.interrupts import raise_if_interrupted
+from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure, Progress, no_progress, write_failures
-from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
+from esad_med.base.store import open_if_store, refuse_other_folder
+from esad_med.base.store_writing import StoreWriter
 from pipelines.pathology import PathologyConfig, preparation
 
 _LABELS = {"0": 0, "normal": 0, "1": 1, "tumor": 1, "tumour": 1, "anomalous": 1, "": None}
@@ -53,6 +57,7 @@ class ImportConfig(Spec):
     stain_by: Literal["group", "set"] = Field(
         "set", description="One stain matrix per group (slide), or one for all pictures."
     )
+    limits: Limits = Limits()
 
 
 @dataclass
@@ -96,12 +101,12 @@ def import_tiles(
     """
     if not folder.is_dir():
         raise CaseError(f"{folder}: no such folder; expected the one the table's paths start from")
-    rows = _read_rows(table, config.columns)
+    rows = _read_rows(table, config)
     refuse_other_folder(out)
     if not overwrite and open_if_store(out) is not None:
         raise ConfigError(f"{out}: a store exists; choose another --out, or pass --overwrite")
     summary = ImportSummary(out)
-    rows, crops = _read_crops(folder, rows, config.size_px, summary, progress)
+    rows, crops = _read_crops(folder, rows, config, summary, progress)
     if rows.empty:
         first = summary.failures[0]
         raise CaseError(
@@ -126,7 +131,7 @@ def import_tiles(
             mpp=config.mpp,
             preparation=preparation(PathologyConfig(tiles=tiles, stain=config.stain), target),
             stains={key: stain.to_dict() for key, stain in stains.items()},
-            imported=config.model_dump(mode="json"),
+            imported=config.model_dump(mode="json", exclude={"limits"}),
         )
         write_failures(writer.folder / "failures.csv", summary.failures)
     summary.samples = len(rows)
@@ -136,8 +141,8 @@ def import_tiles(
     return summary
 
 
-def _read_rows(path: Path, columns: ColumnSpec) -> pd.DataFrame:
-    table = read_table(path)
+def _read_rows(path: Path, config: ImportConfig) -> pd.DataFrame:
+    table, columns = read_table(path, limits=config.limits), config.columns
     wanted = {name: column for name, column in columns.model_dump().items() if column}
     for name, column in wanted.items():
         if column not in table:
@@ -185,13 +190,17 @@ def _check_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_crops(
-    folder: Path, rows: pd.DataFrame, size: int, summary: ImportSummary, progress: Progress
+    folder: Path,
+    rows: pd.DataFrame,
+    config: ImportConfig,
+    summary: ImportSummary,
+    progress: Progress,
 ) -> tuple[pd.DataFrame, npt.NDArray[np.uint8]]:
-    crops = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+    crops = np.empty((len(rows), config.size_px, config.size_px, 3), dtype=np.uint8)
     kept: list[int] = []
     for index, name in enumerate(rows["image"]):
         try:
-            crops[len(kept)] = read_crop(folder / name, size)
+            crops[len(kept)] = read_crop(folder / name, config.size_px, limits=config.limits)
             kept.append(index)
         except EsadError as error:
             case_id = str(rows["sample_id"].iloc[index])
@@ -200,30 +209,36 @@ def _read_crops(
     return rows.iloc[kept].reset_index(drop=True), crops[: len(kept)]
 
 
-def read_crop(path: Path, size_px: int) -> npt.NDArray[np.uint8]:
+def read_crop(path: Path, size_px: int, *, limits: Limits) -> npt.NDArray[np.uint8]:
     """The central square of an 8-bit picture as (size_px, size_px, 3) RGB.
 
     Raises:
-        ImageError: not a picture, not 8 bits per channel, or smaller than the crop.
+        ImageError: not a picture, not 8 bits per channel, smaller than the crop, or beyond the
+            limits.
     """
     try:
-        with Image.open(path) as image:
+        return _read_crop(limits.read_bytes(path), size_px, limits)
+    except ImageError as error:
+        raise ImageError(f"{path.name}: {error}") from error
+
+
+def _read_crop(data: bytes, size_px: int, limits: Limits) -> npt.NDArray[np.uint8]:
+    try:
+        with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
+            limits.check_pixels(*image.size)
             if image.mode not in {"RGB", "RGBA", "P", "L"}:
-                raise ImageError(
-                    f"{path.name}: pixel mode {image.mode}, expected 8-bit RGB; convert it first"
-                )
+                raise ImageError(f"pixel mode {image.mode}, expected 8-bit RGB; convert it first")
             if min(image.size) < size_px:
                 raise ImageError(
-                    f"{path.name}: {image.width}x{image.height} pixels, expected at least"
-                    f" {size_px}x{size_px}; choose a smaller --crop"
+                    f"{image.width}x{image.height} pixels, expected at least {size_px}x{size_px};"
+                    " choose a smaller --crop"
                 )
             left, top = ((edge - size_px) // 2 for edge in image.size)
             return np.asarray(image.convert("RGB").crop((left, top, left + size_px, top + size_px)))
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path.name}: not a picture that Pillow knows") from error
+        raise ImageError("not a picture of a known format") from error
     except _DECODING_ERRORS as error:
-        reason = str(error).replace(str(path), path.name)
-        raise ImageError(f"{path.name}: cannot be read ({reason})") from error
+        raise ImageError(f"cannot be read ({error})") from error
 
 
 def _fit_stains(

@@ -27,6 +27,7 @@ from data_prep.tissue import TissueMask, TissueSpec, find_tissue
 from esad_med.base.cases import Case, check_cases, read_manifest
 from esad_med.base.config import Spec, build_spec
 from esad_med.base.errors import CaseError, ConfigError, SlideError
+from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure
 
 _MAX_LOST_IN_A_ROW = 500
@@ -47,6 +48,7 @@ class PathologyConfig(Spec):
     tiles: TileSpec = TileSpec()
     stain: StainSpec = StainSpec()
     labels: LabelSpec = LabelSpec()
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,20 @@ class PreparedSlide:
     stain: Stain
 
 
-def find_cases(paths: Sequence[Path], *, mpp: float | None, annotations: Path | None) -> list[Case]:
+def find_cases(
+    paths: Sequence[Path],
+    *,
+    mpp: float | None,
+    annotations: Path | None,
+    limits: Limits | None = None,
+) -> list[Case]:
     """The slides a user named: files, folders, or one manifest CSV.
 
     Args:
         paths: slide files, folders of slides, or a single ``.csv`` manifest.
         mpp: level-0 µm per pixel of files that do not say it, or None.
         annotations: folder with annotations named like the slides, or None.
+        limits: how large a manifest may be.
 
     Raises:
         CaseError: nothing found, duplicates, annotations of none of the slides, or a manifest that
@@ -81,7 +90,7 @@ def find_cases(paths: Sequence[Path], *, mpp: float | None, annotations: Path | 
                 f"{paths[0]}: a manifest has its own columns 'mpp' and 'annotation'; leave out"
                 " --slide-mpp and --annotations"
             )
-        return read_manifest(paths[0])
+        return read_manifest(paths[0], limits=limits)
     if annotations is not None and not annotations.is_dir():
         raise CaseError(f"{annotations}: no such folder of annotations")
     files = [file for path in paths for file in _slide_files(path)]
@@ -104,9 +113,9 @@ def find_cases(paths: Sequence[Path], *, mpp: float | None, annotations: Path | 
     return cases
 
 
-def open_case(case: Case) -> Slide:
+def open_case(case: Case, limits: Limits) -> Slide:
     """Open a case's slide; see `open_slide`."""
-    return open_slide(case.path, mpp=case.mpp, mpp_otherwise=case.mpp_otherwise)
+    return open_slide(case.path, mpp=case.mpp, mpp_otherwise=case.mpp_otherwise, limits=limits)
 
 
 def prepare_slide(slide: Slide, config: PathologyConfig) -> PreparedSlide:
@@ -180,7 +189,7 @@ def case_annotation(case: Case, slide: Slide) -> Annotation | None:
     """
     if case.annotation is None:
         return None
-    annotation = read_annotation(case.annotation, slide_size=slide.size_level0)
+    annotation = read_annotation(case.annotation, slide_size=slide.size_level0, limits=slide.limits)
     if case.truth == 0 and annotation.tumor.area > 0:
         raise CaseError(
             f"{case.annotation.name}: outlines tumor, but the manifest labels the case normal;"
@@ -210,7 +219,7 @@ def tumor_fractions(
 
 def preparation(config: PathologyConfig, target: StainTarget) -> dict[str, Any]:
     """The plain mapping that stores and detectors keep of how their tiles were made."""
-    values = config.model_dump(mode="json", exclude={"labels"})
+    values = config.model_dump(mode="json", exclude={"labels", "limits"})
     used = config.stain.method != "none"
     return {**values, "stain_target": target.to_dict() if used else None}
 

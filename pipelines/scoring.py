@@ -9,6 +9,7 @@ import pandas as pd
 from esad_med.assess.evaluation import By, Evaluation, evaluate, roc_curve
 from esad_med.base.cases import read_table
 from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.locks import hold_output
 from esad_med.base.runs import (
     Progress,
     ensure_folder,
@@ -49,6 +50,7 @@ def score_store(
 
     Raises:
         ModelError: the store does not fit the detector's contract.
+        StoreError: the samples were damaged after they were written.
         CaseError: the store has no sample of that split.
         ConfigError: ``out`` is something else than a table of scores, or cannot be written; or the
             detector does not score in this precision.
@@ -69,8 +71,10 @@ def score_store(
             yield store.samples[chosen[start : start + _BATCH]]
             progress("scoring", min(start + _BATCH, len(chosen)), len(chosen))
 
-    scores = detector.score(batches(), precision=precision)
-    return write_scores(out, store.rows.iloc[chosen], detector, scores)
+    with hold_output(out):
+        store.verify()
+        scores = detector.score(batches(), precision=precision)
+        return write_scores(out, store.rows.iloc[chosen], detector, scores)
 
 
 def write_scores(out: Path, rows: pd.DataFrame, detector: Detector, scores: Scores) -> pd.DataFrame:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from esad_med.base.cases import Case, read_table
-from esad_med.base.config import dump_yaml
-from esad_med.base.errors import CaseError
+from esad_med.base.config import load_config
+from esad_med.base.errors import CaseError, EsadError
 from esad_med.base.runs import Failure, read_json, versions, write_csv, write_failures
 from esad_med.method.detector import Detector
 from esad_med.method.scoring_networks import Precision
@@ -36,8 +36,12 @@ def read_earlier(
     tables = [out / "slides.csv", out / "failures.csv"]
     if not all(path.exists() for path in (config_file, run_file, *tables)):
         return Earlier()
-    with suppress(CaseError, OSError, UnicodeDecodeError, KeyError, TypeError):
-        alike = config_file.read_text(encoding="utf-8") == dump_yaml(config)
+    with suppress(EsadError, KeyError, TypeError):
+        then, now = (
+            settings.model_dump(exclude={"limits"})
+            for settings in (load_config(PathologyConfig, config_file), config)
+        )
+        alike = then == now
         facts = read_json(run_file, CaseError)
         alike = alike and facts.get("precision", "float32") == precision
         if alike and facts["detector"] == detector.digest:

@@ -8,6 +8,7 @@ from data_prep.xray import looks_like_image
 from data_prep.xray_header import AP, LATERAL, PA, XrayHeader, shown
 from esad_med.base.cases import files_below, read_table
 from esad_med.base.errors import CaseError
+from esad_med.base.limits import Limits
 from esad_med.base.runs import JOURNAL
 
 _OLDEST = 130
@@ -23,12 +24,15 @@ class Candidate:
     study_id: str = ""
 
 
-def find_candidates(paths: Sequence[Path], *, leave_out: Path) -> tuple[list[Candidate], int]:
+def find_candidates(
+    paths: Sequence[Path], *, leave_out: Path, limits: Limits | None = None
+) -> tuple[list[Candidate], int]:
     """Files to look at: those named, images below folders, or the rows of one manifest.
 
     Args:
         paths: files, folders, or one CSV.
         leave_out: a folder whose files are results; those of other triages are left out, too.
+        limits: how large a manifest may be.
 
     Returns:
         The candidates by path, and how many other files in folders were passed over.
@@ -39,7 +43,7 @@ def find_candidates(paths: Sequence[Path], *, leave_out: Path) -> tuple[list[Can
     if any(path.suffix.lower() == ".csv" for path in paths):
         if len(paths) > 1:
             raise CaseError(f"{len(paths)} paths with a manifest among them; give it alone")
-        return _read_manifest(paths[0]), 0
+        return _read_manifest(paths[0], limits), 0
     found: dict[Path, Candidate] = {}
     others = 0
     for path in paths:
@@ -71,8 +75,8 @@ def _files(path: Path, leave_out: Path) -> Iterator[Path]:
     return files_below(path, skip=lambda folder: folder.resolve() == results or is_run(folder))
 
 
-def _read_manifest(path: Path) -> list[Candidate]:
-    table = read_table(path)
+def _read_manifest(path: Path, limits: Limits | None) -> list[Candidate]:
+    table = read_table(path, limits=limits)
     if "path" not in table:
         raise CaseError(f"{path}: column 'path' is missing; found {', '.join(table.columns)}")
     if unknown := [name for name in table.columns if name not in _COLUMNS]:

@@ -17,6 +17,7 @@ import yaml
 import esad_med.cli
 from esad_med.base.cases import MANIFEST_COLUMNS, read_manifest
 from esad_med.base.config import Spec, load_config
+from esad_med.base.limits import Limits
 from esad_med.base.store import REQUIRED_COLUMNS
 from esad_med.cli.app import app
 from esad_med.method.config import PRESETS, TrainConfig
@@ -50,8 +51,9 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined] # 
 
 
 def command_lines() -> list[tuple[str, str]]:
-    """(page, command) of every line of a code block that starts with `esad-med`."""
-    pattern = re.compile(r"^ {4,}(?:\$ )?(?:\.venv/bin/)?(esad-med [a-z].*)$", re.MULTILINE)
+    """(page, command) of every line of a code block that runs `esad-med`, by `torchrun` too."""
+    before = r"(?:\.venv/bin/|.*torchrun .* -m (?=esad_med))?"
+    pattern = re.compile(rf"^ {{4,}}(?:\$ )?{before}(esad[-_]med [a-z].*)$", re.MULTILINE)
     return [
         (page, line)
         for page, text in PAGES.items()
@@ -240,3 +242,9 @@ def test_the_readme_block_is_a_manifest_that_reads(tmp_path: Path) -> None:
     )
     (tmp_path / "manifest.csv").write_text(text + os.linesep, encoding="utf-8")
     assert len(read_manifest(tmp_path / "manifest.csv")) == 3
+
+
+def test_the_table_of_limits_is_theirs() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", PAGES["docs/data.md"], re.MULTILINE)
+    told = {name: float(value) for name, value in rows if name in Limits.model_fields}
+    assert told == Limits().model_dump()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from esad_med.base.errors import CaseError
+from esad_med.base.limits import Limits
+from esad_med.base.text_limits import check_table
 from esad_med.base.texts import plain_cell
 
 MANIFEST_COLUMNS = ("path", "case_id", "patient_id", "split", "label", "annotation", "mpp")
@@ -49,7 +51,7 @@ class Case:
     mpp_otherwise: float | None = None
 
 
-def read_manifest(path: Path) -> list[Case]:
+def read_manifest(path: Path, *, limits: Limits | None = None) -> list[Case]:
     """Read a manifest CSV with the columns `MANIFEST_COLUMNS`.
 
     Only ``path`` is required; relative paths are looked up beside the manifest; ``case_id``
@@ -59,7 +61,7 @@ def read_manifest(path: Path) -> list[Case]:
         CaseError: columns missing or unknown, a path that does not exist, a value that cannot be
             read, a case or path listed twice, a patient in two splits.
     """
-    table = read_table(path)
+    table = read_table(path, limits=limits)
     if "path" not in table:
         raise CaseError(
             f"{path}: column 'path' is missing; found {', '.join(table.columns)}"
@@ -79,17 +81,23 @@ def read_manifest(path: Path) -> list[Case]:
     return cases
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a CSV with every cell as a string, empty where missing.
+def read_table(path: Path, *, limits: Limits | None = None) -> pd.DataFrame:
+    """Read a CSV, packed by gzip or not, with every cell as a string, empty where missing.
 
     Raises:
-        CaseError: the file cannot be read or is not a table.
+        CaseError: the file cannot be read, is not a table, or is larger than the limits.
     """
     try:
+        check_table(path, limits=limits or Limits())
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
             table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+                path,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                index_col=False,
+                compression="gzip" if path.suffix.lower() == ".gz" else None,
             )
     except OSError as error:
         raise CaseError(f"{path}: cannot be read ({error.strerror})") from error

@@ -10,6 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from esad_med.base.errors import ConfigError
 
+# Of a YAML file, before it can say anything itself: ours have 1 KiB and 100 nodes.
+_MOST_BYTES = 1 << 18  # PyYAML takes a second for 100 KiB
+_MOST_NODES = 100_000  # aliases counted as often as they stand for something
+_MOST_DEPTH = 64
+
 
 class Spec(BaseModel):
     """The frozen parameters of one stage. Unknown keys and impossible values are errors."""
@@ -63,7 +68,11 @@ def dump_yaml(spec: Spec) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ConfigError(f"{path}: larger than {_MOST_BYTES >> 10} KiB, expected settings")
+        values = yaml.load(data.decode("utf-8-sig"), _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: month 13
@@ -76,7 +85,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's own takes the last of two equal keys without a word."""
+    """YAML's own takes the last of two equal keys without a word, and aliases of aliases."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, if it stays small when its aliases are written out.
+
+        Ten lines of aliases can stand for a billion values.
+        """
+        node = super().get_single_node()
+        if node is not None and _nodes(node, {}, _MOST_DEPTH) > _MOST_NODES:
+            problem = f"aliases that stand for more than {_MOST_NODES:,} values"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys all differ."""
@@ -89,6 +109,19 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+def _nodes(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """How many nodes a node is, with its aliases written out."""
+    if depth == 0:  # also an alias of a node that it stands in
+        raise yaml.constructor.ConstructorError(
+            None, None, f"nested more than {_MOST_DEPTH} deep", node.start_mark
+        )
+    if id(node) not in known:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        pairs = inner if isinstance(node, yaml.MappingNode) else ((child,) for child in inner)
+        known[id(node)] = 1 + sum(_nodes(n, known, depth - 1) for pair in pairs for n in pair)
+    return known[id(node)]
 
 
 def _yaml_reason(error: Exception) -> str:

@@ -6,31 +6,32 @@ STORE/store.json    the contract: kind, shape, dtype, value range, mpp, specs, d
 """
 
 import hashlib
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from esad_med.base.errors import ConfigError, StoreError
+from esad_med.base.errors import CaseError, ConfigError, StoreError
+from esad_med.base.limits import Limits
 from esad_med.base.runs import (
-    atomic_folder,
     digest_file,
     output_error,
     read_json,
-    write_json,
-    write_text,
 )
-from esad_med.base.texts import table_to_csv
+from esad_med.base.text_limits import check_table
 
 FORMAT = "esad-med store 2"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")
 _HEADER_BYTES = 128
+_NPY = b"\x93NUMPY\x01\x00"  # of later versions NumPy allocates a header as long as it claims
+# What NumPy is known to raise on a damaged header, which it reads as Python's literals.
+_DAMAGED = (
+    *(OSError, ValueError, TypeError, OverflowError),
+    *(SyntaxError, TokenError, RecursionError, MemoryError),
+)
 _VERIFIED = 1024  # samples at a time
 _CHUNK = 1 << 18  # bytes
 
@@ -97,14 +98,18 @@ class SampleStore:
     def _map_samples(self) -> npt.NDArray[Any]:
         file = self.path / "samples.npy"
         try:
-            samples = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
+            with file.open("rb") as opened:
+                if opened.read(len(_NPY)) != _NPY:
+                    raise ValueError("not an array of NumPy's format 1.0")
+            samples = np.lib.format.open_memmap(file, mode="r")
+        except _DAMAGED as error:
             raise StoreError(f"{file}: not a readable array ({error})") from error
         return np.asarray(samples)
 
     def _read_rows(self) -> pd.DataFrame:
         file = self.path / "samples.csv"
         try:
+            check_table(file, limits=Limits())
             rows = pd.read_csv(
                 file,
                 dtype=dict.fromkeys(REQUIRED_COLUMNS[:4], str),
@@ -117,7 +122,7 @@ class SampleStore:
                 rows[name] = rows[name].astype("Int8")
         except KeyError as error:
             raise StoreError(f"{file}: column {error} is missing") from error
-        except (OSError, ValueError, TypeError, pd.errors.ParserError) as error:
+        except (CaseError, OSError, ValueError, TypeError, pd.errors.ParserError) as error:
             raise StoreError(f"{file}: not a table of samples ({error})") from error
         return rows
 
@@ -133,7 +138,7 @@ class SampleStore:
                 f"{self.path}/store.json: shape, dtype, value_range or digests is missing or wrong"
                 f" ({error}); make the store again"
             ) from error
-        if not low < high:
+        if not -np.inf < low < high < np.inf:
             raise StoreError(f"{self.path}/store.json: value_range {low} to {high} is no range")
         if list(samples.shape) != shape or str(samples.dtype) != dtype:
             raise StoreError(
@@ -156,160 +161,6 @@ class SampleStore:
             raise StoreError(f"{self.path}/samples.csv: truth must be 0, 1 or empty")
         if self.rows["sample_id"].duplicated().any():
             raise StoreError(f"{self.path}/samples.csv: a sample_id stands in two rows")
-
-
-class StoreWriter:
-    """Writes a SampleStore piece by piece; the folder appears only when all of it is written.
-
-    with StoreWriter(out, sample_shape=(64, 64, 3), dtype="uint8") as writer:
-        writer.append(samples, rows)
-        writer.contract["mpp"] = 1.0
-    """
-
-    def __init__(self, path: Path, *, sample_shape: Sequence[int], dtype: str) -> None:
-        self.path = path
-        self.sample_shape = tuple(sample_shape)
-        self.dtype = np.dtype(dtype)
-        self.contract: dict[str, Any] = {}
-        self._rows: list[pd.DataFrame] = []
-        self._digest = hashlib.sha256()
-        self._earlier: list[Any] = []  # the digest before each append
-        self._count = 0
-        self._sample_bytes = self.dtype.itemsize * int(np.prod(self.sample_shape))
-        self._folder = atomic_folder(path)
-
-    def __enter__(self) -> "StoreWriter":
-        self.folder = self._folder.__enter__()
-        self._file = (self.folder / "samples.npy").open("wb")
-        self._file.write(b"\0" * _HEADER_BYTES)
-        return self
-
-    def append(self, samples: npt.NDArray[Any], rows: pd.DataFrame) -> None:
-        """Add samples (b, *sample_shape) and their rows, in order."""
-        if samples.shape[1:] != self.sample_shape or len(samples) != len(rows):
-            raise ValueError(f"samples {samples.shape} and {len(rows)} rows do not fit the store")
-        self._append([np.ascontiguousarray(samples, dtype=self.dtype).data], rows)
-
-    def append_part(self, path: Path, rows: pd.DataFrame) -> None:
-        """Add what a `SamplePart` holds, and remove its file."""
-        if path.stat().st_size != len(rows) * self._sample_bytes:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes and {len(rows)} rows do not fit")
-        buffer = memoryview(bytearray(_CHUNK))  # small: what was read is hashed out of the cache
-        with path.open("rb", buffering=0) as part:
-            self._append((buffer[:n] for n in iter(lambda: part.readinto(buffer), 0)), rows)
-        path.unlink()
-
-    def _append(self, chunks: Iterable[memoryview], rows: pd.DataFrame) -> None:
-        self._earlier.append(self._digest.copy())
-        self._rows.append(rows)
-        self._count += len(rows)
-        for chunk in chunks:
-            self._file.write(chunk)
-            self._digest.update(chunk)
-
-    def rollback(self, count: int) -> None:
-        """Take back everything appended after the first ``count`` samples (a mark of `count`)."""
-        while self._count > count:
-            self._count -= len(self._rows.pop())
-            self._digest = self._earlier.pop()
-        if self._count != count:
-            raise ValueError(f"{count} is not a mark between two appends")
-        self._file.seek(_HEADER_BYTES + count * self._sample_bytes)
-        self._file.truncate()
-
-    @property
-    def count(self) -> int:
-        """How many samples were appended so far."""
-        return self._count
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            with suppress(OSError):  # a full disk again, when buffered samples are flushed
-                self._file.close()
-            self._folder.__exit__(kind, error, trace)
-            return
-        try:
-            self._finish()
-        except BaseException as problem:
-            with suppress(OSError):
-                self._file.close()
-            self._folder.__exit__(type(problem), problem, problem.__traceback__)
-            raise
-        self._folder.__exit__(None, None, None)
-
-    def _finish(self) -> None:
-        shape = (self._count, *self.sample_shape)
-        self._file.seek(0)
-        self._file.write(_npy_header(shape, self.dtype))
-        self._file.close()
-        if not self._count:
-            raise StoreError(f"{self.path}: no sample was left to write; nothing was stored")
-        rows = pd.concat(self._rows, ignore_index=True)
-        order = [*REQUIRED_COLUMNS, *(c for c in rows.columns if c not in REQUIRED_COLUMNS)]
-        write_text(self.folder / "samples.csv", table_to_csv(rows[order]))
-        write_json(
-            self.folder / "store.json",
-            {
-                "format": FORMAT,
-                "shape": list(shape),
-                "dtype": str(self.dtype),
-                **self.contract,
-                "digests": {
-                    "samples": self._digest.hexdigest(),
-                    "samples.csv": digest_file(self.folder / "samples.csv"),
-                },
-            },
-        )
-
-
-class SamplePart:
-    """Samples of one case on their way into a store, written by another process than the store's.
-
-    The file holds their bytes and nothing else; their rows stay in memory.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._rows: list[pd.DataFrame] = []
-
-    def __enter__(self) -> "SamplePart":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def append(self, samples: npt.NDArray[Any], rows: pd.DataFrame) -> None:
-        """Add samples (b, ...), of the store's dtype, and their rows, in order."""
-        self._file.write(np.ascontiguousarray(samples).data)
-        self._rows.append(rows)
-
-    def rows(self) -> pd.DataFrame:
-        """The rows of all samples, in order; at least one was appended."""
-        return pd.concat(self._rows, ignore_index=True)
-
-
-def write_store(
-    path: Path, samples: npt.NDArray[Any], rows: pd.DataFrame, contract: Mapping[str, Any]
-) -> SampleStore:
-    """Write a whole store from arrays and open it.
-
-    Args:
-        path: the folder to make.
-        samples: (n, h, w, c) uint8 or (n, d) float32.
-        rows: n rows with at least `REQUIRED_COLUMNS`.
-        contract: at least ``kind`` and ``value_range``; goes into ``store.json``.
-    """
-    with StoreWriter(path, sample_shape=samples.shape[1:], dtype=str(samples.dtype)) as writer:
-        writer.contract.update(contract)
-        writer.append(samples, rows)
-    return SampleStore(path)
 
 
 def open_if_store(path: Path) -> SampleStore | None:
@@ -339,16 +190,3 @@ def refuse_other_folder(path: Path) -> None:
     except OSError as error:
         raise output_error(path, error) from error
     raise ConfigError(f"{path}: exists and is not a SampleStore; choose another --out")
-
-
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    buffer = io.BytesIO()
-    description = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": description, "fortran_order": False, "shape": shape}
-    )
-    header = buffer.getvalue()
-    body = header[10:].rstrip(b" \n")
-    padding = _HEADER_BYTES - 11 - len(body)
-    assert padding >= 0, "a sample shape too long for the fixed header"
-    return header[:8] + (_HEADER_BYTES - 10).to_bytes(2, "little") + body + b" " * padding + b"\n"

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EsadError as error:
         fail(str(error))
     except SystemExit as stop:  # typer makes this of Ctrl-C
-        if stop.code == EXIT_INTERRUPTED:
+        if stop.code == EXIT_INTERRUPTED and _speaks_for_all():
             say("interrupted; complete results stand, half-written ones were removed")
         raise
     except OSError as error:
@@ -89,8 +89,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def fail(message: str) -> None:
     """Show an error and leave."""
-    say(f"error: {message}", level=logging.ERROR)
+    if _speaks_for_all():
+        say(f"error: {message}", level=logging.ERROR)
     sys.exit(EXIT_ERROR)
+
+
+def _speaks_for_all() -> bool:
+    """Of the processes that `torchrun` started together, the first to fail says why."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    from esad_med.method.distributed import first_to_fail
+
+    return first_to_fail()
 
 
 def finish(

@@ -1,11 +1,13 @@
 """What a detector may be fed, and the checks that refuse everything else."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from esad_med.base.config import Spec, build_spec
 from esad_med.base.errors import ConfigError, ModelError, StoreError
@@ -18,6 +20,7 @@ from esad_med.method.terms import TermSpec
 FORMAT = "esad-med detector 1"
 MPP_TOLERANCE = 0.05
 _STAIN_TOLERANCE = 1e-6
+_MOST_VALUES = 3 * 4096**2  # of a sample: the largest tile that `tile` cuts
 
 
 class InputContract(Spec):
@@ -36,14 +39,28 @@ class InputContract(Spec):
     """
 
     modality: str
-    sample_shape: tuple[int, ...]
-    dtype: str
+    sample_shape: tuple[int, ...] = Field(min_length=1, max_length=3)
+    dtype: Literal["uint8", "float32"]
     value_range: tuple[float, float]
     mpp: float | None = None
     stain: str | None = None
     stain_target: dict[str, Any] | None = None
     view_positions: tuple[str, ...] | None = None
     crop_share: float | None = None
+
+    @field_validator("sample_shape")
+    @classmethod
+    def _is_possible(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) == 2 or min(shape) < 1 or math.prod(shape) > _MOST_VALUES:
+            raise ValueError("expected (h, w, c) or (d,), and no more values than a picture has")
+        return shape
+
+    @field_validator("value_range")
+    @classmethod
+    def _is_rising(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not ends[0] < ends[1]:
+            raise ValueError("expected a smaller and a larger value")
+        return ends
 
     @property
     def is_image(self) -> bool:
@@ -100,6 +117,13 @@ class Calibration(Spec):
     outliers: int = 0
     residual_limits: tuple[float, float] | None = None
 
+    @field_validator("quantiles")
+    @classmethod
+    def _is_ascending(cls, quantiles: tuple[float, ...]) -> tuple[float, ...]:
+        if any(b < a for a, b in pairwise(quantiles)):
+            raise ValueError("expected ascending scores")
+        return quantiles
+
     def percentile(self, score: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Share of held-out normals below each score, in 0 ... 100, interpolated."""
         shares = np.linspace(0, 100, len(self.quantiles))
@@ -139,6 +163,20 @@ class Contract(Spec):
     calibration: Calibration
     preparation: dict[str, Any]
     training: Training
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Contract":
+        """The parts speak of the same samples and members."""
+        network, last = self.network, self.input.sample_shape[-1]
+        if isinstance(network, VectorNetworkSpec):  # it may see each column twice, as two scalings
+            fits = not self.input.is_image and network.features % last == 0
+        else:
+            fits = self.input.is_image and network.channels == last
+        if not fits:
+            raise ValueError("the network takes other samples than the input's")
+        if self.fusion.mode == "standardized" and len(self.fusion.members) != self.members:
+            raise ValueError("the fusion is of another number of members")
+        return self
 
 
 def check_input(

@@ -15,6 +15,7 @@ from skimage.draw import polygon as rasterize
 
 from data_prep.annotations import Annotation, find_annotation, read_annotation, tumor_fraction
 from esad_med.base.errors import CaseError
+from esad_med.base.limits import Limits
 
 SLIDE = (1000, 800)
 SQUARE = [[100, 100], [300, 100], [300, 300], [100, 300]]
@@ -50,8 +51,8 @@ def write_json(path: Path, content: object) -> Path:
     return path
 
 
-def area(path: Path) -> float:
-    return read_annotation(path, slide_size=SLIDE).tumor.area
+def area(path: Path, *, limits: Limits | None = None) -> float:
+    return read_annotation(path, slide_size=SLIDE, limits=limits).tumor.area
 
 
 # --- what the formats mean ------------------------------------------------------------------
@@ -148,17 +149,17 @@ def test_mask_forms(tmp_path):
     assert area(tmp_path / "empty.png") == 0
 
 
-def test_the_finest_mask_level_that_is_small_enough_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.annotation_masks._MASK_PIXELS", 1000)
+def test_the_finest_mask_level_that_is_small_enough_is_read(tmp_path):
+    limits = Limits(mask_megapixels=0.001)
     mask = np.zeros((80, 100), np.uint8)
     mask[:40] = 1
     with tifffile.TiffWriter(tmp_path / "s.tif") as writer:
         for step in (1, 4):
             writer.write(mask[::step, ::step], tile=(16, 16), subfiletype=int(step > 1))
-    assert area(tmp_path / "s.tif") == pytest.approx(1000 * 400)
+    assert area(tmp_path / "s.tif", limits=limits) == pytest.approx(1000 * 400)
     tifffile.imwrite(tmp_path / "large.tif", mask)
     with pytest.raises(CaseError, match="100x80, expected at most"):
-        area(tmp_path / "large.tif")
+        area(tmp_path / "large.tif", limits=limits)
 
 
 # --- tile labels ----------------------------------------------------------------------------
