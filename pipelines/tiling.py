@@ -14,6 +14,7 @@ from data_prep.tissue import find_tissue
 from esad_med.base.cases import Case, read_table
 from esad_med.base.errors import CaseError, ConfigError, EsadError, StoreError
 from esad_med.base.execution import HERE, Place, in_order, open_executor
+from esad_med.base.locks import sweep_folder
 from esad_med.base.runs import (
     Failure,
     Progress,
@@ -232,6 +233,7 @@ def _tile_each(
             writer.record(case.case_id, facts_of(outcome))
             yield case, outcome
     shutil.rmtree(tiler.folder / PARTS, ignore_errors=True)
+    sweep_folder(tiler.folder)  # what killed workers left
 
 
 def _reuse(out: Path, store: SampleStore) -> TilingSummary:

@@ -32,12 +32,16 @@ def hold_folder(out: Path) -> Iterator[None]:
     """
     with _hold(out / LOCK, out) as killed:
         if killed:
-            _sweep(out.rglob(".*"))
+            sweep_folder(out)
         try:
             yield
-        except BaseException:  # its worker processes may have been killed
-            _sweep(out.rglob(".*"))
-            raise
+        finally:
+            sweep_folder(out)  # its workers may have been killed
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove the temporary files below a folder that nobody writes to any more."""
+    _sweep(folder.rglob(".*"))
 
 
 @contextmanager

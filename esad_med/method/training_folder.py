@@ -14,6 +14,7 @@ import torch
 from esad_med.base.config import dump_yaml
 from esad_med.base.errors import ConfigError
 from esad_med.base.runs import (
+    LOCK,
     digest_bytes,
     ensure_folder,
     output_error,
@@ -84,12 +85,17 @@ def refuse_other_folder(out: Path) -> None:
         ours = {CONTRACT, CHECKSUMS, "checkpoints/request.json"}
         if out.is_dir() and (
             any((out / name).exists() for name in ours)
-            or not any(path.is_file() and path.suffix != ".partial" for path in out.rglob("*"))
+            or not any(path.is_file() and not _is_ours(path) for path in out.rglob("*"))
         ):
             return
     except OSError as error:
         raise output_error(out, error) from error
     raise ConfigError(f"{out}: exists and is not a detector's folder; choose another --out")
+
+
+def _is_ours(path: Path) -> bool:
+    """The lock of a training, and what a killed one was about to write."""
+    return path.name == LOCK or path.suffix == ".partial"
 
 
 def _check_request(
