@@ -246,11 +246,11 @@ class Journal:
         self.path = path
         self._done: dict[str, str] = {}
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
                     self._done[entry["case_id"]] = entry["key"]
-                except (json.JSONDecodeError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # a line cut off by a crash: that case is simply done again
 
     def is_done(self, case_id: str, key: str) -> bool:
