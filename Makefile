@@ -30,6 +30,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_scoring --width 0.25 0.125 --batch 32 256
 	$(BIN)/python -m benchmarks.bench_scoring --auc
 	$(BIN)/python -m benchmarks.bench_training --width 1 0.25
+	$(BIN)/python -m benchmarks.bench_ranks
 	$(BIN)/python -m benchmarks.bench_screening
 	$(BIN)/python -m benchmarks.bench_screening --width 0.125 --grow 8192 28672 53248 100000 163840
 	$(BIN)/python -m benchmarks.bench_profile

@@ -101,7 +101,7 @@ def compare_auc(seeds: int) -> None:
     """AUC on PCam's test tiles by the same detectors in each precision."""
     from benchmarks.pcam import draw_split, import_half
     from esad_med.base.config import load_config
-    from esad_med.base.store import write_store
+    from esad_med.base.store_writing import write_store
     from esad_med.method.config import TrainConfig
     from esad_med.method.scores import rank_auc
     from esad_med.method.trainer import train

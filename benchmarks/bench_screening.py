@@ -89,7 +89,8 @@ def prepare(folder: Path, edge: int, width: float) -> int:
     from data_prep.stain_target import DEFAULT_TARGET
     from esad_med.base.cases import Case
     from esad_med.base.config import load_config
-    from esad_med.base.store import SampleStore, write_store
+    from esad_med.base.store import SampleStore
+    from esad_med.base.store_writing import write_store
     from esad_med.method.config import TrainConfig
     from esad_med.method.trainer import train
     from pipelines.pathology import PathologyConfig

@@ -55,12 +55,12 @@ import json, resource, sys, time
 from pathlib import Path
 from data_prep.xray_chain import XraySpec, xray_chain
 from esad_med.base.limits import Limits
-from pipelines.chest_xray import in_order, prepare_xray
+from pipelines.chest_xray import on_threads, prepare_xray
 spec, limits, files = XraySpec(), Limits(), [Path(name) for name in sys.stdin.read().split("\\n")]
 chain = xray_chain(spec)
 used = resource.getrusage(resource.RUSAGE_SELF)
 start, cpu = time.perf_counter(), used.ru_utime + used.ru_stime
-read = in_order(lambda f: prepare_xray(f, spec=spec, limits=limits, chain=chain).sample, files)
+read = on_threads(lambda f: prepare_xray(f, spec=spec, limits=limits, chain=chain).sample, files)
 for _ in read:
     pass
 used = resource.getrusage(resource.RUSAGE_SELF)

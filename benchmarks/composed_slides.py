@@ -25,7 +25,8 @@ from data_prep.tiles import TileSpec
 from esad_med.base.cases import Case, read_manifest
 from esad_med.base.config import load_config
 from esad_med.base.runs import ensure_folder
-from esad_med.base.store import SampleStore, write_store
+from esad_med.base.store import SampleStore
+from esad_med.base.store_writing import write_store
 from esad_med.method.config import TrainConfig
 from esad_med.method.detector import Detector
 from esad_med.method.scores import rank_auc

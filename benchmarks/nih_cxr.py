@@ -43,7 +43,8 @@ from data_prep.xray_chain import XraySpec, xray_chain
 from esad_med.assess.measures import auc, bootstrap_auc
 from esad_med.base.config import load_config
 from esad_med.base.runs import ensure_folder
-from esad_med.base.store import SampleStore, write_store
+from esad_med.base.store import SampleStore
+from esad_med.base.store_writing import write_store
 from esad_med.method.config import TrainConfig
 from esad_med.method.networks import ImageEncoder, ImageNetworkSpec
 from esad_med.method.trainer import train

@@ -32,7 +32,8 @@ from data_prep.stain_target import DEFAULT_TARGET
 from esad_med.assess.evaluation import auc
 from esad_med.base.config import load_config
 from esad_med.base.runs import ensure_folder
-from esad_med.base.store import SampleStore, write_store
+from esad_med.base.store import SampleStore
+from esad_med.base.store_writing import write_store
 from pipelines.importing import ColumnSpec, ImportConfig, import_tiles
 
 HALVES = {"development": "01234567", "report": "89abcdef"}

@@ -15,7 +15,7 @@ from shapely.geometry.base import BaseGeometry
 
 from esad_med.base.errors import CaseError
 from esad_med.base.limits import Limits, read_file
-from esad_med.base.texts import parse_json
+from esad_med.base.text_limits import parse_json
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,8 @@ from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError, EsadError
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure, Progress, Say, ensure_folder, no_progress, write_failures
-from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
+from esad_med.base.store import open_if_store, refuse_other_folder
+from esad_med.base.store_writing import StoreWriter
 from esad_med.outputs.quality import write_tiling_picture
 from pipelines.pathology import PathologyConfig, preparation
 

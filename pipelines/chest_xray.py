@@ -49,7 +49,7 @@ def prepare_xray(path: Path, *, spec: XraySpec, limits: Limits, chain: Preparati
     return PreparedXray(xray, chain(xray.pixels))
 
 
-def in_order(
+def on_threads(
     function: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 8
 ) -> Iterator[tuple[Item, Result | EsadError]]:
     """Apply a function to items on several threads; results in order.

@@ -23,6 +23,7 @@ from pydicom.uid import (
 
 from esad_med.base.runs import Say
 from pipelines.dicom_header import Identity, hashed
+from pipelines.dicom_metrics import Metrics
 from pipelines.outbox import Outbox
 from pipelines.spool import Spool, Stored
 
@@ -58,9 +59,12 @@ def kinds_accepted() -> frozenset[tuple[str, str]]:
 class Intake:
     """Puts images into the spool and reports conflicts."""
 
-    def __init__(self, spool: Spool, outbox: Outbox, *, say: Say) -> None:
+    def __init__(
+        self, spool: Spool, outbox: Outbox, *, metrics: Metrics | None = None, say: Say
+    ) -> None:
         self._spool = spool
         self._outbox = outbox
+        self._metrics = metrics or Metrics()
         self._say = say
 
     def take(self, identity: Identity, file: bytes) -> Stored:
@@ -77,9 +81,13 @@ class Intake:
         study = hashed(identity.study)[:8]
         if self._outbox.is_own(identity.sop_instance):
             self._say(f"study {study}: a result of ours came back and was not taken")
+            self._metrics.count("images", "duplicate")
             return "duplicate"
-        outcome = self._spool.store(identity, file)
-        LOGGER.info("study %s: image %s", study, outcome)
+        with self._metrics.timed("store"):
+            outcome = self._spool.store(identity, file)
+        self._metrics.count("images", outcome)
+        event = {"study": study, "outcome": outcome, "bytes": len(file)}
+        LOGGER.info("study %s: image %s", study, outcome, extra=event)
         if outcome == "conflict":
             self._spool.note_conflict(identity, file)
             self._say(f"study {study}: an image refused, another one has its SOP Instance UID")

@@ -25,9 +25,11 @@ from esad_med.base.errors import ConfigError, ImageError
 from esad_med.base.runs import Say
 from pipelines.dicom_header import read_identity
 from pipelines.dicom_intake import SOP_CLASSES, SYNTAXES, Intake
+from pipelines.dicom_metrics import Metrics, counting
 from pipelines.dicom_sender import Sender
 from pipelines.dicom_server import (
     OUT_OF_RESOURCES,
+    TOO_LARGE,
     BoundedProvider,
     Discarded,
     NodeServer,
@@ -38,7 +40,7 @@ from pipelines.dicom_settings import NodeConfig
 from pipelines.dicom_watch import FolderWatch
 from pipelines.dicom_worker import Triage, Worker
 from pipelines.outbox import Backoff, Outbox
-from pipelines.spool import Spool, SpoolFullError
+from pipelines.spool import Spool, SpoolFullError, opened_spool
 
 __all__ = ["Node", "NodeConfig", "Triage", "serve"]
 
@@ -49,6 +51,13 @@ PROCESSING_FAILURE = 0x0110
 DUPLICATE_INSTANCE = 0x0111
 MISMATCH = 0xA900
 UNREADABLE = 0xC000
+_REFUSED = {
+    OUT_OF_RESOURCES: "full",
+    TOO_LARGE: "too_large",
+    PROCESSING_FAILURE: "error",
+    MISMATCH: "mismatch",
+    UNREADABLE: "unreadable",
+}
 
 _HOUR = 3600.0
 _TICK = 0.2
@@ -62,6 +71,7 @@ class Node:
         triage: what is done with a complete study.
         config: names, limits, peer.
         watch: a folder to take files from, instead of listening.
+        metrics: counts what happens.
         say: one line per event, without identifiers.
 
     Raises:
@@ -76,9 +86,11 @@ class Node:
         config: NodeConfig,
         *,
         watch: Path | None = None,
+        metrics: Metrics | None = None,
         say: Say,
     ) -> None:
         _quiet_pynetdicom()
+        self._metrics = metrics = metrics or Metrics()
         self._config = config
         self._spool = spool
         self._say = say
@@ -87,16 +99,18 @@ class Node:
         self._stored = threading.Condition()
         backoff = Backoff(config.retry_seconds, config.retry_cap_seconds)
         self._outbox = Outbox(spool.root, backoff=backoff)
-        self._intake = Intake(spool, self._outbox, say=say)
-        self._worker = Worker(spool, self._outbox, triage, config, say=say)
+        self._intake = Intake(spool, self._outbox, metrics=metrics, say=say)
+        self._worker = Worker(spool, self._outbox, triage, config, metrics=metrics, say=say)
         loops: dict[str, Callable[[threading.Event], None]] = {"triage": self._worker.run}
         if config.destination is not None:
-            loops["sending"] = Sender(self._outbox, config.destination, config, say=say).run
+            sender = Sender(self._outbox, config.destination, config, metrics=metrics, say=say)
+            loops["sending"] = sender.run
         self._server: NodeServer | None = None
         if watch is None:
             self._server = self._listen()
         else:
-            loops["watching"] = FolderWatch(watch, self._intake, config, say=say).run
+            folder = FolderWatch(watch, self._intake, config, metrics=metrics, say=say)
+            loops["watching"] = folder.run
         self._threads = {
             name: threading.Thread(target=loop, args=(self._stopping,), name=name, daemon=True)
             for name, loop in loops.items()
@@ -167,6 +181,12 @@ class Node:
             if self._stopping.is_set():
                 return OUT_OF_RESOURCES  # the sender tries again when the node is back
             self._storing += 1
+        status = self._answer(event)
+        if status in _REFUSED:
+            self._metrics.count("images", _REFUSED[status])
+        return status
+
+    def _answer(self, event: evt.Event) -> int:
         try:
             return self._store(event)
         except SpoolFullError as error:
@@ -227,9 +247,11 @@ def serve(
         ConfigError: the spool is in use or cannot be written, or see `Node`.
         RuntimeError: a thread of the node died.
     """
-    opened = Spool(spool, reserve=config.reserve, maximum_images=config.maximum_images)
-    try:
-        node = Node(opened, triage, config, watch=watch, say=say)
+    with (
+        opened_spool(spool, reserve=config.reserve, maximum_images=config.maximum_images) as opened,
+        counting(spool, config, say=say) as metrics,
+    ):
+        node = Node(opened, triage, config, watch=watch, metrics=metrics, say=say)
         try:
             started(node.port)
             tidied = 0.0
@@ -241,8 +263,6 @@ def serve(
                     _tidy(node)
         finally:
             node.stop()
-    finally:
-        opened.close()
 
 
 def _tidy(node: Node) -> None:

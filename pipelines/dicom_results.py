@@ -27,7 +27,14 @@ from pipelines.triage_eligibility import check_views
 from pipelines.triage_files import find_candidates
 from pipelines.triage_intake import TriageConfig, take_in
 from pipelines.triage_results import draw_overlay
-from pipelines.triage_scoring import STUDY_RULE, StudyScore, load_detectors, score_studies, specs_of
+from pipelines.triage_scoring import (
+    STUDY_RULE,
+    StudyScore,
+    load_detectors,
+    score_studies,
+    specs_of,
+    study_blocks,
+)
 
 Triage = Callable[[Sequence[Path], Path], Sequence[Path]]
 
@@ -115,11 +122,12 @@ def make_study_triage(
         intake = take_in(candidates, chosen, specs_of(by_view), names)
         reasons = [failure.message for failure in intake.failures]
         written: list[Path] = []
-        for _, result in score_studies(intake.studies, by_view, chosen.limits):
-            if isinstance(result, list):
-                reasons += [failure.message for failure in result]
-            else:
-                written += write_results(result, folder, limits=chosen.limits)
+        for block in study_blocks(intake.studies):
+            for _, result in score_studies(block, by_view, chosen.limits):
+                if isinstance(result, list):
+                    reasons += [failure.message for failure in result]
+                else:
+                    written += write_results(result, folder, limits=chosen.limits)
         if not written:
             raise CaseError("; ".join(dict.fromkeys(reasons)) or "no image that could be scored")
         return written

@@ -11,6 +11,7 @@ from pynetdicom.association import Association
 
 from esad_med.base.errors import EsadError
 from esad_med.base.runs import Say
+from pipelines.dicom_metrics import Metrics
 from pipelines.dicom_settings import NodeConfig, Peer, client_tls
 from pipelines.outbox import Entry, Outbox
 
@@ -29,11 +30,20 @@ class Sender:
         ConfigError: TLS files that cannot be used.
     """
 
-    def __init__(self, outbox: Outbox, peer: Peer, config: NodeConfig, *, say: Say) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        peer: Peer,
+        config: NodeConfig,
+        *,
+        metrics: Metrics | None = None,
+        say: Say,
+    ) -> None:
         self._outbox = outbox
         self._peer = peer
         self._config = config
         self._tls = client_tls(config)
+        self._metrics = metrics or Metrics()
         self._say = say
 
     def run(self, stop: threading.Event) -> None:
@@ -77,11 +87,13 @@ class Sender:
                 self._failed(entry, _NOT_TAKEN)
                 return True
             for path, dataset in datasets:
-                failure = _store(association, dataset)
+                with self._metrics.timed("send"):
+                    failure = _store(association, dataset)
                 if failure is not None:  # a later object must not overtake it
                     self._failed(entry, failure)
                     return True
                 entry = self._outbox.mark_sent(entry, path)
+                self._metrics.count("results", "sent")
                 if stop.is_set():
                     return True
             self._say(f"study {entry.study[:8]}: {len(datasets)} results sent")
@@ -113,10 +125,12 @@ class Sender:
 
     def _failed(self, entry: Entry, reason: str) -> None:
         self._outbox.mark_failed(entry, reason)
+        self._metrics.count("results", "failed")
         self._say(f"study {entry.study[:8]}: result not sent ({reason}), tried again later")
 
     def _peer_failed(self, reason: str) -> None:
         self._outbox.peer_failed(reason)
+        self._metrics.count("results", "failed")
         self._say(f"results wait: {reason}")
 
 

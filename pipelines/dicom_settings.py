@@ -103,6 +103,12 @@ class NodeConfig(Spec):
     watch_seconds: float = Field(
         2.0, gt=0, description="A watched file is taken when its size was stable for this long."
     )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="TCP port for Prometheus; null: none; 0 any free one."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address for Prometheus; whoever reaches it may read counts."
+    )
     stop_seconds: float = Field(
         4.0, ge=0, description="How long a stop waits for stores and the triage under way."
     )

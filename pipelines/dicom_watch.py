@@ -13,6 +13,7 @@ from esad_med.base.errors import ConfigError, EsadError, ImageError
 from esad_med.base.runs import Say
 from pipelines.dicom_header import is_uid, is_whole, read_identity, split_file
 from pipelines.dicom_intake import Intake, kinds_accepted
+from pipelines.dicom_metrics import Metrics
 from pipelines.dicom_settings import NodeConfig
 from pipelines.spool import SpoolFullError
 
@@ -33,7 +34,15 @@ class FolderWatch:
         ConfigError: the folder is missing or cannot be written to.
     """
 
-    def __init__(self, root: Path, intake: Intake, config: NodeConfig, *, say: Say) -> None:
+    def __init__(
+        self,
+        root: Path,
+        intake: Intake,
+        config: NodeConfig,
+        *,
+        metrics: Metrics | None = None,
+        say: Say,
+    ) -> None:
         if not root.is_dir():
             raise ConfigError("--watch: no such folder; make it first")
         try:
@@ -47,6 +56,7 @@ class FolderWatch:
         self._root = root
         self._intake = intake
         self._config = config
+        self._metrics = metrics or Metrics()
         self._say = say
         self._seen: dict[Path, tuple[tuple[int, int], float]] = {}
         self._given_up: dict[Path, tuple[int, int]] = {}
@@ -114,6 +124,7 @@ class FolderWatch:
             raise
         except EsadError as error:
             self._move(path, REFUSED)
+            self._metrics.count("images", "unreadable")
             self._say(f"a watched file was refused ({error})")
             return False
         self._move(path, REFUSED if outcome == "conflict" else TAKEN)

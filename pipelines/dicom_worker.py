@@ -10,6 +10,7 @@ from pathlib import Path
 
 from esad_med.base.errors import EsadError
 from esad_med.base.runs import Say
+from pipelines.dicom_metrics import Metrics
 from pipelines.dicom_settings import NodeConfig
 from pipelines.outbox import Outbox
 from pipelines.spool import Spool, StudyRecord, image_set, make_private
@@ -33,12 +34,20 @@ class Worker:
     """
 
     def __init__(
-        self, spool: Spool, outbox: Outbox, triage: Triage, config: NodeConfig, *, say: Say
+        self,
+        spool: Spool,
+        outbox: Outbox,
+        triage: Triage,
+        config: NodeConfig,
+        *,
+        metrics: Metrics | None = None,
+        say: Say,
     ) -> None:
         self._spool = spool
         self._outbox = outbox
         self._triage = triage
         self._config = config
+        self._metrics = metrics or Metrics()
         self._say = say
         self._running: str | None = None
         self._disk_failed: set[str] = set()
@@ -122,7 +131,8 @@ class Worker:
         self._disk_failed.discard(study)
 
     def _results(self, images: Sequence[Path], folder: Path) -> list[Path]:
-        results = [Path(path) for path in self._triage(images, folder)]
+        with self._metrics.timed("triage"):
+            results = [Path(path) for path in self._triage(images, folder)]
         assert all(path.resolve().is_relative_to(folder.resolve()) for path in results), (
             "a triage writes into the folder it is given"
         )
@@ -130,11 +140,15 @@ class Worker:
 
     def _end(self, study: str, record: StudyRecord) -> None:
         if not self._spool.finish(study, record):
+            outcome = "again"
             self._say(f"study {study[:8]}: more images came, triaged again later")
         elif record.error:
+            outcome = "set_aside"
             self._say(f"study {study[:8]}: set aside ({record.error}: {record.message})")
         else:
+            outcome = "triaged"
             self._say(f"study {study[:8]}: triaged, {record.results} results")
+        self._metrics.count("studies", outcome)
 
 
 def _failed(record: StudyRecord, error: Exception) -> StudyRecord:

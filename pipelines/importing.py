@@ -23,7 +23,8 @@ from esad_med.base.errors import CaseError, ConfigError, EsadError, ImageError
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure, Progress, no_progress, write_failures
-from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
+from esad_med.base.store import open_if_store, refuse_other_folder
+from esad_med.base.store_writing import StoreWriter
 from pipelines.pathology import PathologyConfig, preparation
 
 _LABELS = {"0": 0, "normal": 0, "1": 1, "tumor": 1, "tumour": 1, "anomalous": 1, "": None}

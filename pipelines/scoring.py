@@ -9,14 +9,16 @@ import pandas as pd
 from esad_med.assess.evaluation import By, Evaluation, evaluate, roc_curve
 from esad_med.base.cases import read_table
 from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.locks import hold_output
 from esad_med.base.runs import (
     Progress,
-    atomic_file,
     ensure_folder,
     no_progress,
     write_json,
+    write_text,
 )
 from esad_med.base.store import SampleStore
+from esad_med.base.texts import table_to_csv
 from esad_med.method.detector import Detector
 from esad_med.method.scores import Scores, slide_score
 from esad_med.method.scoring_networks import Precision
@@ -48,6 +50,7 @@ def score_store(
 
     Raises:
         ModelError: the store does not fit the detector's contract.
+        StoreError: the samples were damaged after they were written.
         CaseError: the store has no sample of that split.
         ConfigError: ``out`` is something else than a table of scores, or cannot be written; or the
             detector does not score in this precision.
@@ -68,8 +71,10 @@ def score_store(
             yield store.samples[chosen[start : start + _BATCH]]
             progress("scoring", min(start + _BATCH, len(chosen)), len(chosen))
 
-    scores = detector.score(batches(), precision=precision)
-    return write_scores(out, store.rows.iloc[chosen], detector, scores)
+    with hold_output(out):
+        store.verify()
+        scores = detector.score(batches(), precision=precision)
+        return write_scores(out, store.rows.iloc[chosen], detector, scores)
 
 
 def write_scores(out: Path, rows: pd.DataFrame, detector: Detector, scores: Scores) -> pd.DataFrame:
@@ -83,8 +88,7 @@ def write_scores(out: Path, rows: pd.DataFrame, detector: Detector, scores: Scor
     table["percentile"] = detector.percentile(scores.score).round(2)
     table["reconstruction"] = scores.reconstruction
     table["norm"] = scores.norm
-    with atomic_file(out) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
+    write_text(out, table_to_csv(table, float_format="%.6g"))
     return table
 
 
@@ -131,8 +135,7 @@ def _write_evaluation(out: Path, result: Evaluation, table: pd.DataFrame) -> Non
     write_json(out / _RESULT, result.to_dict())
     for name, rows in (("slides", result.slides), ("groups", result.groups)):
         if rows is not None and len(rows):
-            with atomic_file(out / f"{name}.csv") as temporary:
-                rows.to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
+            write_text(out / f"{name}.csv", table_to_csv(rows, float_format="%.6g"))
     known = table.dropna(subset=["truth"])
     truth = known["truth"].to_numpy(dtype=np.int8)
     curves = {

@@ -1,20 +1,15 @@
 """`esad-med screen`: slides become scores, a slide score, a heat map and a report each."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from data_prep.slides import Slide
-from data_prep.tiles import TileBatch
 from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml, load_config
-from esad_med.base.errors import CaseError, ConfigError, EsadError, ModelError
-from esad_med.base.overlap import read_ahead
+from esad_med.base.errors import CaseError, ConfigError, ModelError
+from esad_med.base.execution import HERE, Place, in_order, open_executor
+from esad_med.base.locks import hold_folder
 from esad_med.base.runs import (
     JOURNAL,
     Failure,
@@ -22,35 +17,17 @@ from esad_med.base.runs import (
     Progress,
     Say,
     claim_run_folder,
-    digest_bytes,
-    digest_file,
     no_progress,
     output_error,
-    read_json,
     write_json,
     write_text,
 )
+from esad_med.base.timing import RunClock
 from esad_med.method.detector import Detector
-from esad_med.method.scores import slide_score
 from esad_med.method.scoring_networks import Precision
-from pipelines.pathology import (
-    LostTiles,
-    PathologyConfig,
-    case_annotation,
-    config_of,
-    normalized_tiles,
-    open_case,
-    prepare_slide,
-    tumor_fractions,
-)
+from pipelines.pathology import PathologyConfig, config_of
+from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier, run_facts, write_tables
-from pipelines.slide_results import (
-    ALARM_PERCENTILE,
-    SlideScores,
-    write_slide_results,
-)
-from pipelines.tiling import identity
-from pipelines.tiling_slide import label_tiles
 
 
 @dataclass
@@ -68,53 +45,6 @@ class ScreeningSummary:
             "slides": self.slides,
             "failures": [asdict(failure) for failure in self.failures],
         }
-
-
-def screen_slide(
-    case: Case,
-    slide: Slide,
-    detector: Detector,
-    config: PathologyConfig,
-    *,
-    precision: Precision = "float32",
-    progress: Progress = no_progress,
-) -> SlideScores:
-    """Score the tiles of one slide, streaming: a few batches of tiles are in memory at a time.
-
-    They are read and normalized in a thread while those before them are scored.
-    """
-    target = config_of(detector.contract.preparation)[1]
-    annotation = case_annotation(case, slide)
-    if annotation and case.truth is None:
-        case = replace(case, truth=int(annotation.tumor.area > 0))
-    prepared = prepare_slide(slide, config)
-    grid = prepared.grid
-    indices: list[npt.NDArray[np.int64]] = []
-    lost = LostTiles(case.case_id, grid)
-
-    def tiles(batches: Iterator[TileBatch]) -> Iterator[npt.NDArray[np.uint8]]:
-        for batch in batches:
-            indices.append(batch.indices)
-            yield batch.tiles
-            progress(f"screening {case.case_id}", int(batch.indices[-1]) + 1, len(grid))
-
-    with read_ahead(normalized_tiles(prepared, config.stain, target, lost)) as batches:
-        scores = detector.score(tiles(batches), precision=precision)
-    grid = grid.subset(np.concatenate(indices))
-    fractions = tumor_fractions(case, annotation, grid)
-    _, truth = label_tiles(case, fractions, len(grid), config)
-    return SlideScores(
-        case=case,
-        grid=grid,
-        scores=scores,
-        percentiles=detector.percentile(scores.score),
-        threshold=detector.threshold_at(ALARM_PERCENTILE),
-        slide_percentile=float(detector.percentile(np.array([slide_score(scores.score)]))[0]),
-        truth=None if truth.isna().any() else truth.to_numpy(dtype=np.int8),
-        tissue=prepared.tissue,
-        precision=precision,
-        unreadable=lost.failures,
-    )
 
 
 def screening_config(
@@ -159,6 +89,7 @@ def screen_slides(
     config: PathologyConfig,
     *,
     precision: Precision = "float32",
+    place: Place = HERE,
     say: Say,
     progress: Progress = no_progress,
 ) -> ScreeningSummary:
@@ -168,35 +99,77 @@ def screen_slides(
     run ``slides.csv``, ``failures.csv``, ``config.yaml``, ``run.json`` and ``journal.jsonl``. The
     two tables also keep what earlier runs with the same detector and settings say of other slides.
 
+    Args:
+        cases: the slides.
+        detector: what scores their tiles; loaded from its folder, if the place is not this process.
+        out: the run folder.
+        config: of `screening_config`.
+        precision: what the networks compute in.
+        place: where slides are screened.
+        say: receives a line per slide.
+        progress: called while tiles are scored; with several workers, after each slide.
+
     Raises:
-        ConfigError: ``out`` cannot be written, or holds something else than a screening; or the
-            detector does not score in this precision.
+        ConfigError: ``out`` cannot be written, or holds something else than a screening, or another
+            run is at work there; or the detector does not score in this precision.
     """
     detector.check_precision(precision)
     _refuse_other_folders(out, cases)
     claim_run_folder(out, "screen")
-    earlier = read_earlier(out, cases, detector, config, precision)
-    write_text(out / "config.yaml", dump_yaml(config))
-    write_json(out / "run.json", run_facts(detector, precision))
-    journal = Journal(out / JOURNAL)
-    summary = ScreeningSummary(out)
-    for case in cases:
-        try:
-            with open_case(case, config.limits) as slide:
-                found = _screen_once(
-                    case, slide, detector, out, config, precision, journal, progress
-                )
-        except ConfigError:
-            raise  # the output folder, not the case
-        except EsadError as error:
-            summary.failures.append(Failure.of(case.case_id, "screen", error))
-            say(f"{case.case_id}: set aside, {error}")
-            continue
-        summary.failures += [Failure(**value) for value in found["failures"]]
-        summary.slides.append(found)
-        say(_line(found))
-    write_tables(out, summary.slides, summary.failures, cases=cases, earlier=earlier)
+    with hold_folder(out):
+        clock = RunClock()
+        earlier = read_earlier(out, cases, detector, config, precision)
+        write_text(out / "config.yaml", dump_yaml(config))
+        facts = run_facts(detector, precision)
+        write_json(out / "run.json", facts)
+        screener = SlideScreener(detector, config, out.resolve(), precision)
+        summary = ScreeningSummary(out)
+        _screen_each(cases, screener, place, summary, clock, say, progress)
+        write_tables(out, summary.slides, summary.failures, cases=cases, earlier=earlier)
+        write_json(out / "run.json", {**facts, **clock.to_dict()})
     return summary
+
+
+def _screen_each(
+    cases: Sequence[Case],
+    screener: SlideScreener,
+    place: Place,
+    summary: ScreeningSummary,
+    clock: RunClock,
+    say: Say,
+    progress: Progress,
+) -> None:
+    journal = Journal(screener.out / JOURNAL)
+    items = [(case, journal.key_of(case.case_id)) for case in cases]
+    limits = screener.config.limits
+    with open_executor(place, progress=progress, shared=screener.out) as executor:
+        results = in_order(executor, screener.screen, items, ahead=place.ahead, limits=limits)
+        for done, ((case, _), result) in enumerate(results, 1):
+            if isinstance(result, CaseError):
+                result = Failure.of(case.case_id, "screen", result)
+            if isinstance(result, Failure):
+                summary.failures.append(result)
+                clock.counts["slides set aside"] += 1
+                say(f"{case.case_id}: set aside, {result.message}")
+                continue
+            if result.seconds:
+                journal.record(case.case_id, result.key)
+            _count(clock, result)
+            summary.failures += [Failure(**value) for value in result.found["failures"]]
+            summary.slides.append(result.found)
+            say(_line(result.found))
+            if place.silent:
+                progress("screening", done, len(cases))
+
+
+def _count(clock: RunClock, result: ScreenedSlide) -> None:
+    if not result.seconds:
+        clock.counts["slides kept"] += 1
+        return
+    clock.stages.add(result.seconds)
+    clock.counts["slides screened"] += 1
+    clock.counts["tiles scored"] += int(result.found["tiles"])
+    clock.counts["tiles set aside"] += int(result.found["unreadable_tiles"])
 
 
 def _refuse_other_folders(out: Path, cases: Sequence[Case]) -> None:
@@ -213,37 +186,6 @@ def _refuse_other_folders(out: Path, cases: Sequence[Case]) -> None:
 def _is_other(folder: Path) -> bool:
     ours = ("slide.json", "scores.csv", "report.html")
     return folder.exists() and not any((folder / name).exists() for name in ours)
-
-
-def _screen_once(
-    case: Case,
-    slide: Slide,
-    detector: Detector,
-    out: Path,
-    config: PathologyConfig,
-    precision: Precision,
-    journal: Journal,
-    progress: Progress,
-) -> dict[str, Any]:
-    key = _case_key(case, slide, detector, config, precision)
-    result_file = out / case.case_id / "slide.json"
-    if journal.is_done(case.case_id, key):
-        with suppress(CaseError):  # missing or damaged since: screen it again
-            return read_json(result_file, CaseError)
-    result = screen_slide(case, slide, detector, config, precision=precision, progress=progress)
-    write_slide_results(out / case.case_id, result, slide, detector)
-    journal.record(case.case_id, key)
-    return read_json(result_file, ConfigError)
-
-
-def _case_key(
-    case: Case, slide: Slide, detector: Detector, config: PathologyConfig, precision: Precision
-) -> str:
-    annotation = identity(case.annotation, digest_file)
-    facts = (detector.digest, slide.fingerprint, slide.mpp, case.truth, case.patient_id, annotation)
-    rounded = [] if precision == "float32" else [precision.encode()]
-    settings = config.model_dump_json(exclude={"limits"})
-    return digest_bytes(repr(facts).encode(), settings.encode(), *rounded)
 
 
 def _line(found: dict[str, Any]) -> str:

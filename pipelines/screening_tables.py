@@ -37,8 +37,11 @@ def read_earlier(
     if not all(path.exists() for path in (config_file, run_file, *tables)):
         return Earlier()
     with suppress(EsadError, KeyError, TypeError):
-        before = load_config(PathologyConfig, config_file).model_dump(exclude={"limits"})
-        alike = before == config.model_dump(exclude={"limits"})
+        then, now = (
+            settings.model_dump(exclude={"limits"})
+            for settings in (load_config(PathologyConfig, config_file), config)
+        )
+        alike = then == now
         facts = read_json(run_file, CaseError)
         alike = alike and facts.get("precision", "float32") == precision
         if alike and facts["detector"] == detector.digest:

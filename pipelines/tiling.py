@@ -13,7 +13,8 @@ from data_prep.tiles import plan_tiles
 from data_prep.tissue import find_tissue
 from esad_med.base.cases import Case, read_table
 from esad_med.base.errors import CaseError, ConfigError, EsadError, StoreError
-from esad_med.base.execution import in_order, open_executor
+from esad_med.base.execution import HERE, Place, in_order, open_executor
+from esad_med.base.locks import sweep_folder
 from esad_med.base.runs import (
     Failure,
     Progress,
@@ -22,9 +23,13 @@ from esad_med.base.runs import (
     digest_file,
     ensure_folder,
     no_progress,
+    versions,
     write_failures,
+    write_json,
 )
-from esad_med.base.store import SampleStore, StoreWriter, open_if_store, refuse_other_folder
+from esad_med.base.store import SampleStore, open_if_store, refuse_other_folder
+from esad_med.base.store_writing import StoreWriter
+from esad_med.base.timing import RunClock
 from pipelines.pathology import (
     PathologyConfig,
     case_annotation,
@@ -32,7 +37,16 @@ from pipelines.pathology import (
     preparation,
     tumor_fractions,
 )
-from pipelines.tiling_slide import SlideSummary, SlideTiler, TiledSlide, label_tiles, summarize
+from pipelines.tiling_slide import (
+    PARTS,
+    SlideSummary,
+    SlideTiler,
+    TiledSlide,
+    facts_of,
+    label_tiles,
+    outcome_of,
+    summarize,
+)
 
 
 @dataclass
@@ -96,11 +110,14 @@ def tile_slides(
     png: bool = False,
     coordinates: bool = False,
     overwrite: bool = False,
-    workers: int = 1,
+    place: Place = HERE,
     say: Say,
     progress: Progress = no_progress,
 ) -> TilingSummary:
     """Tile slides into one SampleStore; bad slides and tiles are set aside, the others go on.
+
+    A run that was killed is gone on with by the same request: finished slides are kept beside
+    ``out`` until it is complete.
 
     Args:
         cases: the slides; their order is the order of the rows.
@@ -110,13 +127,13 @@ def tile_slides(
         png: also write every tile as ``tiles/CASE/X_Y.png``.
         coordinates: also write ``coordinates/CASE.h5`` as CLAM and TRIDENT do.
         overwrite: replace a store that was made with other slides or settings.
-        workers: processes that tile a slide each; the store has the same bytes with any number.
+        place: where slides are tiled; the store has the same bytes everywhere.
         say: receives one line per slide.
-        progress: called while tiles are read; with workers, after each slide.
+        progress: called while tiles are read; with several workers, after each slide.
 
     Raises:
-        ConfigError: ``out`` holds something else or cannot be written; workers without the extra
-            ``cluster``.
+        ConfigError: ``out`` holds something else or cannot be written, another run makes it, or the
+            place cannot be used.
         StoreError: ``out`` holds a damaged store.
     """
     request = _request_digest(cases, config, target, extras=(png, coordinates))
@@ -130,21 +147,24 @@ def tile_slides(
             )
         return _reuse(out, existing)
 
-    summary = TilingSummary(out)
+    summary, clock = TilingSummary(out), RunClock()
     stains: dict[str, Any] = {}
     size = config.tiles.size_px
+    shape = (size, size, 3)
     try:
-        with StoreWriter(out, sample_shape=(size, size, 3), dtype="uint8") as writer:
+        with StoreWriter(out, sample_shape=shape, dtype="uint8", request=request) as writer:
             tiler = SlideTiler(config, target, writer.folder, png=png, coordinates=coordinates)
-            for case, tiled in _tile_each(cases, tiler, writer, workers, progress):
+            for case, tiled in _tile_each(cases, tiler, writer, place, progress):
                 if isinstance(tiled, Failure):
                     _set_aside(summary, tiled, say)
                     continue
                 summary.slides.append(tiled.summary)
                 summary.failures += tiled.lost
                 stains[case.case_id] = tiled.stain
+                _count(clock, tiled)
                 say(str(tiled.summary))
             if not summary.slides:
+                writer.abandon()
                 raise _NothingLeftError
             writer.contract.update(
                 kind="tiles",
@@ -158,30 +178,48 @@ def tile_slides(
                 request=request,
             )
             write_failures(writer.folder / "failures.csv", summary.failures)
+            clock.counts["slides set aside"] = len(cases) - len(summary.slides)
+            facts = {"command": "tile", "request": request, "versions": versions()}
+            write_json(writer.folder / "run.json", {**facts, **clock.to_dict()})
     except _NothingLeftError:
         if not (out / "store.json").exists():  # an older store keeps its own
             write_failures(ensure_folder(out) / "failures.csv", summary.failures)
     return summary
 
 
+def _count(clock: RunClock, tiled: TiledSlide) -> None:
+    clock.stages.add(tiled.seconds)
+    clock.counts["slides tiled" if tiled.seconds else "slides kept"] += 1
+    clock.counts["tiles stored"] += tiled.summary.tiles
+    clock.counts["tiles set aside"] += tiled.summary.unreadable
+
+
 def _tile_each(
     cases: Sequence[Case],
     tiler: SlideTiler,
     writer: StoreWriter,
-    workers: int,
+    place: Place,
     progress: Progress,
 ) -> Iterator[tuple[Case, TiledSlide | Failure]]:
     """Tile slides into a store; what one left that is then set aside is taken back."""
-    alone = workers == 1
+    known = [writer.recorded(case.case_id) for case in cases]
+    done = next((index for index, facts in enumerate(known) if facts is None), len(cases))
+    for case, facts in zip(cases[:done], known, strict=False):
+        yield case, outcome_of(facts or {})
+    shutil.rmtree(tiler.folder / PARTS, ignore_errors=True)
+    for case in cases[done:]:
+        tiler.remove(case)
 
     def here(case: Case) -> TiledSlide | Failure:
-        return tiler.tile(case, writer, progress=progress)
+        return tiler.tile(case, writer)
 
-    with open_executor(workers) as executor:
-        work = here if alone else tiler.tile_part
+    work = here if place == HERE else tiler.tile_part
+    with open_executor(place, progress=progress, shared=tiler.folder) as executor:
+        tiled = in_order(
+            executor, work, cases[done:], ahead=place.ahead, limits=tiler.config.limits
+        )
         mark = writer.count
-        tiled = in_order(executor, work, cases, ahead=1 if alone else 2 * workers)
-        for done, (case, outcome) in enumerate(tiled, 1):
+        for count, (case, outcome) in enumerate(tiled, done + 1):
             if isinstance(outcome, CaseError):
                 outcome = Failure.of(case.case_id, "tile", outcome)
             if isinstance(outcome, Failure):
@@ -189,10 +227,13 @@ def _tile_each(
                 tiler.remove(case)
             elif outcome.rows is not None:
                 writer.append_part(tiler.part_path(case), outcome.rows)
-                progress("tiling", done, len(cases))
+            if place.silent:
+                progress("tiling", count, len(cases))
             mark = writer.count
+            writer.record(case.case_id, facts_of(outcome))
             yield case, outcome
-    shutil.rmtree(tiler.folder / ".parts", ignore_errors=True)
+    shutil.rmtree(tiler.folder / PARTS, ignore_errors=True)
+    sweep_folder(tiler.folder)  # what killed workers left
 
 
 def _reuse(out: Path, store: SampleStore) -> TilingSummary:

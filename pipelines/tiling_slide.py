@@ -1,7 +1,8 @@
 """Tiling one slide: its tiles, rows and pictures, in this process or for it in another one."""
 
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,10 @@ from data_prep.tiles import TileBatch, TileGrid
 from data_prep.tissue import TissueMask
 from esad_med.base.cases import Case
 from esad_med.base.errors import ConfigError, EsadError
-from esad_med.base.runs import Failure, Progress, ensure_folder, no_progress
-from esad_med.base.store import SamplePart
+from esad_med.base.execution import report
+from esad_med.base.runs import Failure, ensure_folder
+from esad_med.base.store_writing import SamplePart
+from esad_med.base.timing import Stages
 from esad_med.outputs.exchange import write_coordinates_h5
 from esad_med.outputs.quality import write_tiling_picture
 from pipelines.pathology import (
@@ -30,6 +33,9 @@ from pipelines.pathology import (
     prepare_slide,
     tumor_fractions,
 )
+
+#: Where workers leave the samples of slides, in the folder of an unfinished store.
+PARTS = ".parts"
 
 
 @dataclass(frozen=True)
@@ -64,13 +70,31 @@ class TiledSlide:
         summary: what was found.
         stain: its stain as plain values.
         lost: tiles that could not be read.
+        seconds: by stage; empty of a slide that an earlier run tiled.
         rows: of the tiles that were, where they are not in the store yet.
     """
 
     summary: SlideSummary
     stain: dict[str, Any]
     lost: list[Failure]
+    seconds: dict[str, float] = field(default_factory=dict)
     rows: pd.DataFrame | None = None
+
+
+def facts_of(outcome: TiledSlide | Failure) -> dict[str, Any]:
+    """What is to be known of a slide when its store is gone on with, as JSON values."""
+    if isinstance(outcome, Failure):
+        return {"failure": asdict(outcome)}
+    lost = [asdict(failure) for failure in outcome.lost]
+    return {"summary": asdict(outcome.summary), "stain": outcome.stain, "lost": lost}
+
+
+def outcome_of(facts: Mapping[str, Any]) -> TiledSlide | Failure:
+    """The outcome that `facts_of` made the facts of."""
+    if "failure" in facts:
+        return Failure(**facts["failure"])
+    lost = [Failure(**values) for values in facts["lost"]]
+    return TiledSlide(SlideSummary(**facts["summary"]), facts["stain"], lost)
 
 
 class Sink(Protocol):
@@ -98,9 +122,7 @@ class SlideTiler:
     png: bool
     coordinates: bool
 
-    def tile(
-        self, case: Case, sink: Sink, *, progress: Progress = no_progress
-    ) -> TiledSlide | Failure:
+    def tile(self, case: Case, sink: Sink) -> TiledSlide | Failure:
         """Tile one slide into a sink; a slide that is bad is a failure, and its sink's affair.
 
         Raises:
@@ -108,7 +130,7 @@ class SlideTiler:
         """
         try:
             with open_case(case, self.config.limits) as slide:
-                return self._tile_open(case, slide, sink, progress)
+                return self._tile_open(case, slide, sink)
         except ConfigError:
             raise
         except EsadError as error:
@@ -122,11 +144,13 @@ class SlideTiler:
 
     def part_path(self, case: Case) -> Path:
         """Where a worker leaves a slide's samples."""
-        return self.folder / ".parts" / case.case_id
+        return self.folder / PARTS / case.case_id
 
-    def _tile_open(self, case: Case, slide: Slide, sink: Sink, progress: Progress) -> TiledSlide:
+    def _tile_open(self, case: Case, slide: Slide, sink: Sink) -> TiledSlide:
+        stages = Stages()
         annotation = case_annotation(case, slide)
-        prepared = prepare_slide(slide, self.config)
+        with stages.measure("prepare"):
+            prepared = prepare_slide(slide, self.config)
         grid = prepared.grid
         fractions = tumor_fractions(case, annotation, grid)
         share, truth = label_tiles(case, fractions, len(grid), self.config)
@@ -134,18 +158,21 @@ class SlideTiler:
         lost = LostTiles(case.case_id, grid)
         read: list[npt.NDArray[np.int64]] = []
         done = 0
-        for batch in normalized_tiles(prepared, self.config.stain, self.target, lost):
-            sink.append(batch.tiles, _rows_at(rows, batch.indices))
+        batches = normalized_tiles(prepared, self.config.stain, self.target, lost)
+        for batch in stages.timed("read", batches):
+            with stages.measure("write"):
+                sink.append(batch.tiles, _rows_at(rows, batch.indices))
+                if self.png:
+                    _write_pngs(self.folder / "tiles" / case.case_id, grid, batch)
             read.append(batch.indices)
-            if self.png:
-                _write_pngs(self.folder / "tiles" / case.case_id, grid, batch)
             done += len(batch.indices)
-            progress(f"tiling {case.case_id}", done + len(lost.failures), len(grid))
+            report(f"tiling {case.case_id}", done + len(lost.failures), len(grid))
         kept = truth.iloc[np.concatenate(read)]
         tissue, unreadable = prepared.tissue, len(lost.failures)
         found = summarize(case, slide, tissue, grid, kept, unreadable=unreadable)
-        self._write_pictures(case, prepared, None if truth.isna().any() else truth, str(found))
-        return TiledSlide(found, prepared.stain.to_dict(), lost.failures)
+        with stages.measure("draw"):
+            self._write_pictures(case, prepared, None if truth.isna().any() else truth, str(found))
+        return TiledSlide(found, prepared.stain.to_dict(), lost.failures, stages.seconds)
 
     def remove(self, case: Case) -> None:
         """Take back the files of a slide that was set aside."""

@@ -2,13 +2,16 @@
 
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from esad_med.base.config import dump_yaml
-from esad_med.base.errors import CaseError, ConfigError, ImageError
+from esad_med.base.errors import CaseError
+from esad_med.base.execution import HERE, Place, in_blocks, open_executor
 from esad_med.base.identifiers import Pseudonyms, read_or_draw_key
+from esad_med.base.locks import hold_folder
 from esad_med.base.runs import (
     JOURNAL,
     Failure,
@@ -16,21 +19,19 @@ from esad_med.base.runs import (
     Progress,
     Say,
     claim_run_folder,
-    digest_bytes,
     no_progress,
-    read_json,
     versions,
     write_failures,
     write_json,
     write_text,
 )
+from esad_med.base.timing import RunClock
 from pipelines.triage_eligibility import check_views
 from pipelines.triage_files import find_candidates
 from pipelines.triage_intake import Study, TriageConfig, take_in
-from pipelines.triage_results import identifiers_of, read_study, write_study, write_tables
-from pipelines.triage_scoring import StudyScore, ViewDetector, score_studies, specs_of
-
-_PRIVATE = "private"
+from pipelines.triage_results import identifiers_of, write_tables
+from pipelines.triage_scoring import ViewDetector, specs_of, study_blocks
+from pipelines.triage_studies import PRIVATE, StudyScorer
 
 
 @dataclass
@@ -61,6 +62,7 @@ def triage(
     key_file: Path | None = None,
     identified: bool = False,
     dicom: bool = False,
+    place: Place = HERE,
     say: Say,
     progress: Progress = no_progress,
 ) -> TriageSummary:
@@ -74,12 +76,14 @@ def triage(
         key_file: the key of the pseudonyms, to share it between runs.
         identified: show identifiers in the worklist.
         dicom: also write a structured report and a secondary capture per DICOM study.
+        place: where files are read and studies are scored.
         say: receives a line per study that was set aside.
         progress: called per image.
 
     Raises:
         CaseError: nothing was found, or a manifest cannot be used.
-        ConfigError: ``out`` cannot be written, or holds something else than a triage.
+        ConfigError: ``out`` cannot be written, holds something else than a triage, or another run
+            is at work there.
     """
     check_views(config.eligibility, sorted(detectors))
     candidates, others = find_candidates(paths, leave_out=out, limits=config.limits)
@@ -87,22 +91,40 @@ def triage(
         read_or_draw_key(key_file)  # a wrong one leaves nothing behind
     claim_run_folder(out, "triage")
     out.chmod(0o700)  # pictures of patients, and with --identifiers their names
-    names = Pseudonyms(out / _PRIVATE, key_file=key_file)
-    intake = take_in(candidates, config, specs_of(detectors), names, progress=progress)
-    names.save()
-    write_text(out / "config.yaml", dump_yaml(config))
-    write_json(out / "run.json", _run_facts(detectors, names))
-    summary = TriageSummary(out, failures=list(intake.failures), passed_over=others)
-    for failure in intake.failures:
-        say(f"{failure.case_id}: set aside, {failure.message}")
-    found = list(_results(intake.studies, detectors, out, config, summary, dicom, say, progress))
-    shown = {s.case_id: identifiers_of(s) for s in intake.studies} if identified else {}
-    now = datetime.datetime.now()
-    summary.failures.sort(key=lambda failure: failure.case_id)
-    write_failures(out / "failures.csv", summary.failures)
-    summary.studies = write_tables(
-        out, found, summary.failures, detectors, config, shown, created=now
-    )
+    with hold_folder(out), open_executor(place, progress=progress, shared=out) as executor:
+        clock, summary = RunClock(), TriageSummary(out, passed_over=others)
+        names = Pseudonyms(out / PRIVATE, key_file=key_file)
+        with clock.stages.measure("take in"):
+            intake = take_in(
+                candidates,
+                config,
+                specs_of(detectors),
+                names,
+                executor=executor,
+                ahead=place.ahead,
+                progress=progress,
+            )
+        names.save()
+        write_text(out / "config.yaml", dump_yaml(config))
+        facts = _run_facts(detectors, names)
+        write_json(out / "run.json", facts)
+        for failure in intake.failures:
+            _set_aside(summary, failure, say)
+        scorer = StudyScorer(dict(detectors), out.resolve(), config, dicom)
+        found = list(
+            _results(intake.studies, scorer, executor, place, summary, clock, say, progress)
+        )
+        shown = {s.case_id: identifiers_of(s) for s in intake.studies} if identified else {}
+        summary.failures.sort(key=lambda failure: failure.case_id)
+        write_failures(out / "failures.csv", summary.failures)
+        with clock.stages.measure("worklist"):
+            now = datetime.datetime.now()
+            summary.studies = write_tables(
+                out, found, summary.failures, detectors, config, shown, created=now
+            )
+        clock.counts["images looked at"] = len(candidates)
+        clock.counts["images set aside"] = len(summary.failures)
+        write_json(out / "run.json", {**facts, **clock.to_dict()})
     return summary
 
 
@@ -115,74 +137,58 @@ def _run_facts(detectors: Mapping[str, ViewDetector], names: Pseudonyms) -> dict
     }
 
 
+def _set_aside(summary: TriageSummary, failure: Failure, say: Say) -> None:
+    summary.failures.append(failure)
+    say(f"{failure.case_id}: set aside, {failure.message}")
+
+
 def _results(
     studies: Sequence[Study],
-    detectors: Mapping[str, ViewDetector],
-    out: Path,
-    config: TriageConfig,
+    scorer: StudyScorer,
+    executor: Executor,
+    place: Place,
     summary: TriageSummary,
-    dicom: bool,
+    clock: RunClock,
     say: Say,
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
-    """The ``study.json`` of each study, scored now or by an earlier run."""
-    journal = Journal(out / JOURNAL)
-    waiting = []
-    for study in studies:
-        known = _known(study, _key(study, detectors, config, dicom), out, journal, dicom)
-        if known is None:
-            waiting.append(study)
-        else:
-            summary.failures += [Failure(**value) for value in known["failures"]]
-            yield known
-    for study, result in score_studies(waiting, dict(detectors), config.limits, progress=progress):
-        if isinstance(result, list):
-            summary.failures += result
-            for failure in result:
-                say(f"{failure.case_id}: set aside, {failure.message}")
+    """The ``study.json`` of each study, scored now or by an earlier run.
+
+    A block is scored whole if one of its studies is missing: so a study's last digits do not depend
+    on where an earlier run was cut off.
+    """
+    journal = Journal(scorer.out / JOURNAL)
+    todo, images = [], 0
+    for block in study_blocks(studies):
+        known = {s.case_id: found for s in block if (found := scorer.known(s, journal)) is not None}
+        for found in known.values():
+            summary.failures += [Failure(**value) for value in found["failures"]]
+            clock.counts["studies kept"] += 1
+            yield found
+        if len(known) < len(block):
+            todo.append([(study, study.case_id not in known) for study in block])
+            images += sum(len(study.images) for study in block)
+    outcomes = in_blocks(
+        executor, scorer.score, todo, ahead=place.ahead, limits=scorer.config.limits
+    )
+    done = 0
+    for (study, wanted), outcome in outcomes:
+        done += len(study.images)
+        progress("scoring radiographs", done, images)
+        if not wanted:
             continue
-        summary.failures += result.failures
-        folder = out / "studies" / study.case_id
-        write_study(folder, result)
-        refused = _write_dicom(result, out, config) if dicom else None
-        if refused is None:
-            journal.record(study.case_id, _key(study, detectors, config, dicom))
+        if isinstance(outcome, CaseError):
+            _set_aside(summary, Failure.of(study.case_id, "score", outcome), say)
+            continue
+        clock.stages.add(outcome.seconds)
+        for failure in outcome.failures:
+            _set_aside(summary, failure, say)
+        if outcome.found is None:
+            continue
+        clock.counts["studies scored"] += 1
+        if outcome.refused is None:
+            journal.record(study.case_id, scorer.key(study))
         else:
-            summary.failures.append(refused)
-            say(f"{study.case_id}: no DICOM results, {refused.message}")
-        yield read_json(folder / "study.json", ConfigError)
-
-
-def _write_dicom(result: StudyScore, out: Path, config: TriageConfig) -> Failure | None:
-    """Write a study's DICOM results; the failure where its header allows none."""
-    from pipelines.dicom_results import write_results
-
-    study = result.study.case_id
-    try:
-        write_results(result, out / _PRIVATE / "dicom" / study, limits=config.limits)
-    except (CaseError, ImageError) as error:
-        return Failure.of(study, "dicom", error)
-    return None
-
-
-def _known(
-    study: Study, key: str, out: Path, journal: Journal, dicom: bool
-) -> dict[str, Any] | None:
-    """The result of an earlier run, unless something of it is missing or damaged since."""
-    if not journal.is_done(study.case_id, key):
-        return None
-    if dicom and all(image.header.kind == "DICOM" for image in study.images):
-        folder = out / _PRIVATE / "dicom" / study.case_id
-        if not all((folder / name).exists() for name in ("sr.dcm", "sc.dcm")):
-            return None
-    return read_study(out / "studies" / study.case_id)
-
-
-def _key(
-    study: Study, detectors: Mapping[str, ViewDetector], config: TriageConfig, dicom: bool
-) -> str:
-    """What a study's result hangs on."""
-    images = [(i.image_id, i.digest, i.header, i.notes) for i in study.images]
-    used = sorted({detectors[image.header.view].digest for image in study.images})
-    facts = repr((images, study.set_aside, used, dicom))
-    return digest_bytes(facts.encode(), config.model_dump_json(exclude={"limits"}).encode())
+            summary.failures.append(outcome.refused)
+            say(f"{study.case_id}: no DICOM results, {outcome.refused.message}")
+        yield outcome.found

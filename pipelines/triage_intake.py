@@ -1,8 +1,10 @@
 """What comes in for triage: headers read, images set aside or grouped into studies."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -12,12 +14,16 @@ from data_prep.xray_chain import XraySpec
 from data_prep.xray_header import XrayHeader
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, EsadError, ImageError
+from esad_med.base.execution import InProcess, in_blocks, in_order
 from esad_med.base.identifiers import Pseudonyms
+from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure, Progress, digest_file, no_progress
-from pipelines.chest_xray import in_order
+from pipelines.chest_xray import on_threads
 from pipelines.triage_eligibility import EligibilitySpec, judge
 from pipelines.triage_files import Candidate
+
+_BLOCK = 64  # files
 
 
 class TriageConfig(Spec):
@@ -73,12 +79,36 @@ class Intake:
     passed_over: int = 0
 
 
+@dataclass(frozen=True)
+class _HeaderReader:
+    """What the files and the manifest say of a block of candidates, and the files' digests."""
+
+    limits: Limits
+
+    def __call__(self, block: Sequence[Candidate]) -> list[tuple[XrayHeader, str] | EsadError]:
+        found = []
+        for _, result in on_threads(self._look, block):
+            raise_if_interrupted()
+            found.append(result)
+        return found
+
+    def _look(self, candidate: Candidate) -> tuple[XrayHeader, str]:
+        header = read_xray_header(candidate.path, limits=self.limits)
+        try:
+            digest = digest_file(candidate.path)
+        except OSError as error:  # its own words would name the file
+            raise ImageError(f"cannot be read ({error.strerror})") from error
+        return _with_said(header, candidate.said), digest
+
+
 def take_in(
     candidates: Sequence[Candidate],
     config: TriageConfig,
     specs: Mapping[str, XraySpec],
     names: Pseudonyms,
     *,
+    executor: Executor | None = None,
+    ahead: int = 1,
     progress: Progress = no_progress,
 ) -> Intake:
     """Read headers, set aside what may not be scored, group the rest into studies.
@@ -88,16 +118,18 @@ def take_in(
         config: eligibility and limits.
         specs: how the detector of each view has its images prepared.
         names: keyed hashes of studies, images and patients.
+        executor: where files are read; this process for None.
+        ahead: how many blocks of files may be read ahead.
         progress: called per file.
     """
-
-    def look(candidate: Candidate) -> tuple[XrayHeader, str]:
-        header = read_xray_header(candidate.path, limits=config.limits)
-        return _with_said(header, candidate.said), digest_file(candidate.path)
-
+    executor = executor or InProcess()
     groups: dict[str, list[Image | Failure]] = {}
     patients: dict[str, set[str]] = {}
-    for done, (candidate, found) in enumerate(in_order(look, candidates), start=1):
+    blocks = (candidates[at : at + _BLOCK] for at in range(0, len(candidates), _BLOCK))
+    read = in_blocks(
+        executor, _HeaderReader(config.limits), blocks, ahead=ahead, limits=config.limits
+    )
+    for done, (candidate, found) in enumerate(read, start=1):
         progress("reading headers", done, len(candidates))
         image_id = names.name("image", str(candidate.path.resolve()))
         if isinstance(found, EsadError):
@@ -114,7 +146,7 @@ def take_in(
             group.append(_select(image, config.eligibility, specs))
         except EsadError as error:
             group.append(_failure(study, image_id, "select", error))
-    _settle_conflicts(groups, specs, config.limits)
+    _settle_conflicts(groups, partial(_problems, executor, specs, config.limits))
     return _to_intake(groups, patients)
 
 
@@ -131,7 +163,7 @@ def _select(image: Image, rules: EligibilitySpec, specs: Mapping[str, XraySpec])
 
 
 def _settle_conflicts(
-    groups: dict[str, list["Image | Failure"]], specs: Mapping[str, XraySpec], limits: Limits
+    groups: dict[str, list["Image | Failure"]], problems: Callable[[list[Image]], list[str]]
 ) -> None:
     """Settle which of several images with one SOP Instance UID is scored.
 
@@ -145,20 +177,18 @@ def _settle_conflicts(
                 by_uid.setdefault(item.header.sop_instance_uid, []).append((study, item))
     for claims in by_uid.values():
         if len(claims) > 1:
-            _settle(claims, groups, specs, limits)
+            _settle(claims, groups, problems)
 
 
 def _settle(
     claims: list[tuple[str, Image]],
     groups: dict[str, list["Image | Failure"]],
-    specs: Mapping[str, XraySpec],
-    limits: Limits,
+    find_problems: Callable[[list[Image]], list[str]],
 ) -> None:
     distinct = {image.digest: (study, image) for study, image in reversed(claims)}
-    problems = {
-        digest: _problem(image, specs, limits) if len(distinct) > 1 else ""
-        for digest, (_, image) in distinct.items()
-    }
+    several = len(distinct) > 1
+    found = find_problems([image for _, image in distinct.values()]) if several else [""]
+    problems = dict(zip(distinct, found, strict=True))
     usable = [digest for digest, problem in problems.items() if not problem]
     for study, image in claims:
         first = distinct[image.digest][1] is image
@@ -181,8 +211,16 @@ def _replace(group: list["Image | Failure"], old: Image, new: "Image | Failure")
     group[next(index for index, item in enumerate(group) if item is old)] = new
 
 
-def _problem(image: Image, specs: Mapping[str, XraySpec], limits: Limits) -> str:
-    """Why an image cannot be the right one of two, empty where it can."""
+def _problems(
+    executor: Executor, specs: Mapping[str, XraySpec], limits: Limits, images: list[Image]
+) -> list[str]:
+    """Why each image cannot be the right one of several, empty where it can."""
+    work = partial(_problem, specs, limits)
+    found = in_order(executor, work, images, ahead=1, limits=limits)
+    return [str(result) for _, result in found]
+
+
+def _problem(specs: Mapping[str, XraySpec], limits: Limits, image: Image) -> str:
     try:
         pixels = read_xray(image.path, limits=limits).pixels
         specs[image.header.view].check_polarity(pixels)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy.typing as npt
 
 from data_prep.xray_chain import Preparation, XraySpec, xray_chain
 from esad_med.base.errors import ConfigError, EsadError
+from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
-from esad_med.base.runs import Failure, Progress, no_progress
+from esad_med.base.runs import Failure
 from esad_med.method.detector import Detector
 from esad_med.outputs.radiograph import shrink
-from pipelines.chest_xray import PreparedXray, in_order, preparation_of, prepare_xray
+from pipelines.chest_xray import PreparedXray, on_threads, preparation_of, prepare_xray
 from pipelines.triage_intake import Image, Study
 
 STUDY_RULE = (
@@ -34,7 +36,11 @@ class ViewDetector:
     detector: Detector
     digest: str
     spec: XraySpec
-    chain: Preparation
+
+    @property
+    def chain(self) -> Preparation:
+        """From upright pixels to a sample."""
+        return _chain(self.spec)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -61,6 +67,11 @@ class ViewDetector:
         return low, max(high, low + 1e-12)
 
 
+@cache
+def _chain(spec: XraySpec) -> Preparation:
+    return xray_chain(spec)
+
+
 def load_detectors(paths: Sequence[Path], *, device: str = "auto") -> dict[str, ViewDetector]:
     """Load detectors and say which one scores which view.
 
@@ -72,7 +83,7 @@ def load_detectors(paths: Sequence[Path], *, device: str = "auto") -> dict[str, 
     for path in paths:
         detector = Detector.load(path, device=device)
         spec = preparation_of(detector)
-        one = ViewDetector(detector, detector.digest, spec, xray_chain(spec))
+        one = ViewDetector(detector, detector.digest, spec)
         for view in one.views:
             if view in by_view:
                 raise ConfigError(
@@ -142,19 +153,16 @@ class StudyScore:
 
 
 def score_studies(
-    studies: Sequence[Study],
-    detectors: Mapping[str, ViewDetector],
-    limits: Limits,
-    *,
-    progress: Progress = no_progress,
+    studies: Sequence[Study], detectors: Mapping[str, ViewDetector], limits: Limits
 ) -> Iterator[tuple[Study, StudyScore | list[Failure]]]:
-    """Score studies in order, reading ahead; a study without a readable image gives failures.
+    """Score a block of studies together; one without a readable image gives failures.
+
+    The scores of a block are those of its images in one batch, whose last digits may depend on it.
 
     Args:
-        studies: of `take_in`.
+        studies: of `study_blocks`.
         detectors: by view.
         limits: what may be decoded.
-        progress: called per image.
     """
 
     def prepare(image: Image) -> tuple[PreparedXray, npt.NDArray[np.uint8]]:
@@ -163,15 +171,13 @@ def score_studies(
         small = shrink(found.xray.pixels, PICTURE_PX)
         return _without_pixels(found), small
 
-    total = sum(len(study.images) for study in studies)
-    read = in_order(prepare, (image for study in studies for image in study.images), ahead=_BLOCK)
-    done = 0
-    for block in _blocks(studies):
-        count = sum(len(study.images) for study in block)
-        found = [next(read) for _ in range(count)]
-        done += count
-        yield from _score_block(block, found, detectors)
-        progress("scoring radiographs", done, total)
+    found = []
+    for image, result in on_threads(
+        prepare, [image for study in studies for image in study.images]
+    ):
+        raise_if_interrupted()
+        found.append((image, result))
+    yield from _score_block(studies, found, detectors)
 
 
 def _without_pixels(found: PreparedXray) -> PreparedXray:
@@ -180,7 +186,7 @@ def _without_pixels(found: PreparedXray) -> PreparedXray:
     return replace(found, xray=replace(found.xray, pixels=np.broadcast_to(np.float32(0), shape)))
 
 
-def _blocks(studies: Sequence[Study]) -> Iterator[list[Study]]:
+def study_blocks(studies: Sequence[Study]) -> Iterator[list[Study]]:
     """Whole studies, about `_BLOCK` images at a time."""
     block: list[Study] = []
     for study in studies:

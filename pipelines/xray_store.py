@@ -33,8 +33,9 @@ from esad_med.base.runs import (
     no_progress,
     write_failures,
 )
-from esad_med.base.store import StoreWriter, open_if_store, refuse_other_folder
-from pipelines.chest_xray import MODALITY, PreparedXray, in_order, prepare_xray
+from esad_med.base.store import open_if_store, refuse_other_folder
+from esad_med.base.store_writing import StoreWriter
+from pipelines.chest_xray import MODALITY, PreparedXray, on_threads, prepare_xray
 
 _BATCH = 256
 
@@ -296,7 +297,7 @@ def _write_samples(
             writer.append(np.stack(batch), _store_rows(rows.iloc[kept[-len(batch) :]]))
             batch.clear()
 
-    for done, ((index, _), sample) in enumerate(in_order(prepare, paths.items()), start=1):
+    for done, ((index, _), sample) in enumerate(on_threads(prepare, paths.items()), start=1):
         if isinstance(sample, EsadError):
             image = str(rows["image"].iloc[index])
             summary.failures.append(Failure.of(image, "read", sample))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from xray_fixtures import nih, write_dicom, xray_detectors  # noqa: F401 # fixtures of all tests
 
 from data_prep.demo_slides import compose_demo_picture, source_concentrations
 from data_prep.slide_writing import write_asap, write_manifest, write_pyramid
@@ -73,6 +74,12 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ctrl_c() -> None:
     """A shell's background job is started to ignore Ctrl-C, and so would what is tested."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def in_this_process() -> None:
+    """A process beside this one takes a second to start; tests of it name their ``--workers``."""
+    os.environ["ESAD_WORKERS"] = "0"
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -760,9 +760,14 @@ def test_a_disk_that_fills_while_tiles_are_written(composed, run_command, tmp_pa
         return Full(file) if path.name == "samples.npy" else file
 
     monkeypatch.setattr(Path, "open", open_full)
-    outcome = run_command("tile", composed / "normal_1.tif", "--out", out, "--stain", "none")
-    refused(outcome, f"{out}: cannot be written (No space left on device)")
-    assert not list(tmp_path.iterdir())
+    command = ("tile", composed / "normal_1.tif", "--stain", "none", "--out")
+    refused(run_command(*command, out), f"{out}: cannot be written (No space left on device)")
+    assert [path.name for path in tmp_path.iterdir()] == [".store.unfinished"]
+    monkeypatch.undo()
+    assert run_command(*command, out).code == run_command(*command, tmp_path / "other").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "store"]
+    for name in ("samples.npy", "samples.csv", "store.json", "quality/normal_1.png"):
+        assert (out / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
 # --- names --------------------------------------------------------------------------------------

@@ -130,15 +130,21 @@ def interrupt_after_first_slide(*arguments):
     return process.returncode, lines[0] + rest
 
 
-def test_ctrl_c_during_tile_leaves_nothing_and_the_rerun_works(composed, run_command, tmp_path):
+def test_ctrl_c_during_tile_keeps_finished_slides_and_the_rerun_works(
+    composed, run_command, tmp_path
+):
     command = ("tile", composed / "manifest.csv", "--out", tmp_path / "store", "--stain", "none")
     code, said = interrupt_after_first_slide(*command)
     assert code == 130
     assert "interrupted" in said
     assert "Traceback" not in said
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".store.unfinished"]
     assert run_command(*command).code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
     assert SampleStore(tmp_path / "store").rows["case_id"].nunique() == 4
+    counts = json.loads((tmp_path / "store" / "run.json").read_text())["counts"]
+    assert counts["slides kept"] >= 1
+    assert counts["slides kept"] + counts["slides tiled"] == 4
 
 
 def test_ctrl_c_during_screen_keeps_finished_slides(composed, trained, run_command, tmp_path):

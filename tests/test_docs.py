@@ -51,8 +51,9 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined] # 
 
 
 def command_lines() -> list[tuple[str, str]]:
-    """(page, command) of every line of a code block that starts with `esad-med`."""
-    pattern = re.compile(r"^ {4,}(?:\$ )?(?:\.venv/bin/)?(esad-med [a-z].*)$", re.MULTILINE)
+    """(page, command) of every line of a code block that runs `esad-med`, by `torchrun` too."""
+    before = r"(?:\.venv/bin/|.*torchrun .* -m (?=esad_med))?"
+    pattern = re.compile(rf"^ {{4,}}(?:\$ )?{before}(esad[-_]med [a-z].*)$", re.MULTILINE)
     return [
         (page, line)
         for page, text in PAGES.items()

@@ -1,6 +1,8 @@
 """Cases: what a manifest says about each slide or image, checked before any pixel is read."""
 
 import os
+import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +12,18 @@ import pandas as pd
 
 from esad_med.base.errors import CaseError
 from esad_med.base.limits import Limits
-from esad_med.base.texts import check_table
+from esad_med.base.text_limits import check_table
+from esad_med.base.texts import plain_cell
 
 MANIFEST_COLUMNS = ("path", "case_id", "patient_id", "split", "label", "annotation", "mpp")
 SPLITS = ("train", "val", "test", "")
 # What stands beside the cases' folders in a run's.
 _RUN_FILES = {"config.yaml", "failures.csv", "journal.jsonl", "run.json", "slides.csv"}
 _LONGEST_NAME = 200  # file systems take 255, and .CASE.1234.partial must fit
+_WINDOWS_DEVICE = re.compile(
+    r"(con|conin\$|conout\$|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])( *\..*)?", re.IGNORECASE
+)
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's controls, bidirectional and zero width signs
 _LABELS = {"normal": 0, "0": 0, "tumor": 1, "tumour": 1, "anomalous": 1, "1": 1, "": None}
 
 
@@ -138,10 +145,11 @@ def check_cases(cases: Sequence[Case], *, source: str) -> None:
         CaseError: with the first offender.
     """
     for case in cases:
-        if not _is_folder_name(case.case_id):
+        if why := _why_no_folder_name(case.case_id):
+            shown = ascii(case.case_id[:60])[1:-1] if "unseen" in why else case.case_id[:60]
             raise CaseError(
-                f"{source}: case_id '{case.case_id[:60]}' must be usable as a folder's name: up to"
-                f" {_LONGEST_NAME} bytes without / or \\, none of {', '.join(sorted(_RUN_FILES))}"
+                f"{source}: case_id '{shown}' must be usable as a folder's name: it {why}; give"
+                " the slide another in a manifest's column 'case_id'"
             )
     _refuse_duplicate_names(cases, source)
     _refuse_duplicates([str(case.path.resolve()) for case in cases], "path", source)
@@ -171,14 +179,19 @@ def check_patients(pairs: Iterable[tuple[str, str]], *, what: str = "patient") -
 
 
 def _refuse_duplicate_names(cases: Sequence[Case], source: str) -> None:
-    seen: dict[str, Path] = {}
+    """Names are one where a file system may take them for one: other case, other composition."""
+    seen: dict[str, Case] = {}
     for case in cases:
-        if case.case_id in seen:
-            raise CaseError(
-                f"{source}: case_id '{case.case_id}' is listed twice ({seen[case.case_id]} and"
-                f" {case.path}), expected once; give each its own in a manifest's column 'case_id'"
-            )
-        seen[case.case_id] = case.path
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", case.case_id).casefold())
+        first = seen.setdefault(key, case)
+        if first is case:
+            continue
+        same = first.case_id == case.case_id
+        other = "is listed twice" if same else f"differs from '{first.case_id}' by case or accent"
+        raise CaseError(
+            f"{source}: case_id '{case.case_id}' {other} ({first.path} and {case.path}), expected"
+            " once; give each its own in a manifest's column 'case_id'"
+        )
 
 
 def _refuse_duplicates(values: Sequence[str], name: str, source: str) -> None:
@@ -211,9 +224,21 @@ def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Case:
     )
 
 
-def _is_folder_name(name: str) -> bool:
-    plain = not set(name) & set("/\\\0") and name not in {".", "..", *_RUN_FILES}
-    return plain and len(name.encode()) <= _LONGEST_NAME
+def _why_no_folder_name(name: str) -> str:
+    """Why this cannot name a folder, on any system, seen by anybody; empty where it can."""
+    if not name.isprintable():
+        return "holds unseen characters (control, bidirectional or zero width)"
+    if not name or set(name) & set("/\\") or name.casefold() in _RUN_FILES:
+        return f"is empty, holds / or \\, or is one of {', '.join(sorted(_RUN_FILES))}"
+    if len(name.encode()) > _LONGEST_NAME:
+        return f"takes {len(name.encode())} bytes, expected up to {_LONGEST_NAME} bytes"
+    if name[0] in "-." or name[-1] in ". " or name != name.strip():
+        return "begins with - or ., or ends with . or a space"
+    if _WINDOWS_DEVICE.fullmatch(name):
+        return "is a device under Windows"
+    if plain_cell(name) != name:
+        return "is a formula to a spreadsheet (= + - @ at the begin or behind ;)"
+    return ""
 
 
 def _find_file(manifest: Path, name: str, where: str) -> Path:

@@ -1,31 +1,92 @@
-"""Where tasks run: one after the other in this process, or on worker processes of this machine.
+"""Where tasks run: in this process, in one of their own, on Dask workers here or on a cluster.
 
 An executor is that of `concurrent.futures`, so that whoever shares out work need not know which.
+A task is a case or a block of cases: a slide, some studies, a chunk of runs.
 """
 
-import logging
-import signal
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.guards import STOOD_STILL, TOO_LONG, guarded
 from esad_med.base.interrupts import raise_if_interrupted
+from esad_med.base.limits import Limits
+from esad_med.base.runs import Progress, no_progress
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PATIENCE_SECONDS = 0.5  # between two looks for Ctrl-C
-_TRIES = 2  # of a task whose worker died: the worker may have died of something else
-# Dask's own list also makes malloc give memory back at once: every batch faults its pages in again.
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-_LOST = (
-    "the worker process that had it died, also when nothing else was under way (out of memory, or a"
-    " library crashed on its file); look at the file, or try it without --workers"
-)
+_PATIENCE_SECONDS = 0.2  # between two looks for Ctrl-C and for progress
+_listener: Progress = no_progress
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the cases of a run are worked on. The results have the same bytes everywhere.
+
+    Attributes:
+        workers: 0 for this process, in which a case that crashes a library ends the run; 1 for one
+            process of its own; more for so many local Dask workers.
+        scheduler: address of a Dask scheduler instead, such as ``tls://host:8786``.
+        resources: what a task needs of a cluster's worker, such as ``{"GPU": 1}``.
+        trusted: connect to a scheduler beyond this machine without TLS.
+    """
+
+    workers: int = 0
+    scheduler: str = ""
+    resources: dict[str, float] = field(default_factory=dict)
+    trusted: bool = False
+
+    @classmethod
+    def of(
+        cls, workers: int, scheduler: str, resources: Sequence[str] | None, trusted: bool
+    ) -> "Place":
+        """The place that the command line's options name.
+
+        Raises:
+            ConfigError: a resource that is not NAME=NUMBER.
+        """
+        needs = {}
+        for text in resources or ():
+            name, _, amount = text.partition("=")
+            try:
+                needs[name] = float(amount)
+            except ValueError:
+                raise ConfigError(
+                    f"--resource {text}: expected NAME=NUMBER, such as GPU=1"
+                ) from None
+        return cls(workers, scheduler, needs, trusted)
+
+    @property
+    def silent(self) -> bool:
+        """Whether what the work reports reaches nobody."""
+        return bool(self.scheduler) or self.workers > 1
+
+    @property
+    def ahead(self) -> int:
+        """How many tasks should be under way or wait: enough that no worker does."""
+        return _CLUSTER_AHEAD if self.scheduler else max(1, 2 * self.workers - 1)
+
+
+HERE = Place()
+_CLUSTER_AHEAD = 256
+
+
+def report(label: str, done: int, total: int) -> None:
+    """A `Progress` for work that may be done anywhere: it reaches who watches, if it can."""
+    raise_if_interrupted()
+    _listener(label, done, total)
+
+
+def listen_with(listener: Progress) -> None:
+    """Give what this process reports to ``listener``."""
+    global _listener
+    _listener = listener
 
 
 class InProcess(Executor):
@@ -42,59 +103,72 @@ class InProcess(Executor):
 
 
 @contextmanager
-def open_executor(workers: int) -> Iterator[Executor]:
-    """This process for one worker, so many local Dask workers for more; all end with the block.
+def open_executor(
+    place: Place, *, progress: Progress = no_progress, shared: Path | None = None
+) -> Iterator[Executor]:
+    """An executor for a place; its processes end with the block.
 
-    Workers listen on the loopback only and inherit the environment; where it does not say
-    ``OMP_NUM_THREADS`` and the like, they compute with one thread. What is submitted to them, and
-    what it returns, must be picklable.
+    What is submitted to others than this process, and what it returns, must be picklable. Local
+    processes listen on the loopback only and inherit the environment; several compute with one
+    thread each where it does not say ``OMP_NUM_THREADS`` and the like.
+
+    Args:
+        place: where.
+        progress: receives what the work reports, from this process or the one of its own.
+        shared: a folder that a cluster's workers must see.
 
     Raises:
-        ConfigError: the extra ``cluster`` is not installed.
+        ConfigError: the extra ``cluster`` is not installed, or the scheduler cannot be used.
     """
-    if workers == 1:
-        yield InProcess()
-        return
-    try:
-        import dask
-        from distributed import Client, LocalCluster, WorkerPlugin
-    except ImportError as error:
-        raise ConfigError(
-            f"--workers {workers}: needs Dask; pip install 'esad-med[cluster]', or leave it out"
-        ) from error
+    if place.scheduler or place.workers > 1:
+        from esad_med.base.cluster import open_cluster
 
-    class IgnoreInterrupts(WorkerPlugin):  # type: ignore[misc] # Dask has no types
-        """A terminal sends Ctrl-C to workers too; they end when this process lets them go."""
+        with open_cluster(place, shared) as executor:
+            yield executor
+    elif place.workers:
+        from esad_med.base.own_process import open_own_process
 
-        def setup(self, worker: Any) -> None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with open_own_process(progress) as executor:
+            yield executor
+    else:
+        before = _listener
+        listen_with(progress)
+        try:
+            yield InProcess()
+        finally:
+            listen_with(before)
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of every connection
-    settings = {
-        "distributed.scheduler.allowed-failures": _TRIES - 1,
-        "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, "1"),
-    }
-    with (
-        dask.config.set(settings),
-        tempfile.TemporaryDirectory(prefix="esad-med-") as folder,
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # status pages have a port of their own choice,
-            scheduler_kwargs={"dashboard": False},  # and draw no plots
-            memory_limit=0,
-            local_directory=folder,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.register_plugin(IgnoreInterrupts())
-        yield client.get_executor(pure=False)
+
+def _task(
+    executor: Executor, work: Callable[[T], R], limits: Limits | None
+) -> Callable[[T], R | CaseError]:
+    return work if limits is None or isinstance(executor, InProcess) else _Guarded(work, limits)
+
+
+@dataclass(frozen=True)
+class _Guarded(Generic[T, R]):
+    """Work within the limits of time and memory; one that wants more memory is a `CaseError`."""
+
+    work: Callable[[T], R]
+    limits: Limits
+
+    def __call__(self, item: T) -> R | CaseError:
+        try:
+            with guarded(self.limits):
+                return self.work(item)
+        except CaseError as error:
+            if isinstance(error.__cause__, MemoryError):
+                return error
+            raise
 
 
 def in_order(
-    executor: Executor, work: Callable[[T], R], items: Iterable[T], *, ahead: int
+    executor: Executor,
+    work: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    ahead: int,
+    limits: Limits | None = None,
 ) -> Iterator[tuple[T, R | CaseError]]:
     """Each item with what ``work`` made of it, in the order of the items.
 
@@ -103,16 +177,20 @@ def in_order(
         work: what is done with an item.
         items: taken as they are needed.
         ahead: how many may be under way or wait for those before them, at least 1.
+        limits: of time and memory for an item, where it is not worked on in this process; or None.
 
     Yields:
-        The item and its result; a `CaseError` in its place where its worker died.
+        The item and its result; a `CaseError` in its place where its worker died, twice, or where
+        it wanted too much memory.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed.
+        ConfigError: the scheduler of a cluster is gone.
         Exception: what ``work`` raised.
     """
     rest = iter(items)
-    waiting: deque[tuple[T, Future[R]]] = deque()
+    task = _task(executor, work, limits)
+    waiting: deque[tuple[T, Future[R | CaseError]]] = deque()
     while True:
         while len(waiting) < ahead:
             raise_if_interrupted()
@@ -120,28 +198,121 @@ def in_order(
                 item = next(rest)
             except StopIteration:
                 break
-            waiting.append((item, executor.submit(work, item)))
+            waiting.append((item, executor.submit(task, item)))
         if not waiting:
             return
         item, future = waiting.popleft()
         result = _outcome(future)
-        if isinstance(result, CaseError):
+        if isinstance(result, _Lost):
             # Dask blames all that a dead worker had: what is to blame shows with nothing beside it
             for _, other in waiting:
                 _wait_for(other)
-            result = _outcome(executor.submit(work, item))
-        yield item, result
+            result = _outcome(executor.submit(task, item))
+        yield item, CaseError(result.why) if isinstance(result, _Lost) else result
 
 
-def _outcome(future: "Future[R]") -> R | CaseError:
-    """What a task gave, or a `CaseError` where its worker died."""
+def as_done(
+    executor: Executor,
+    work: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    ahead: int,
+    limits: Limits | None = None,
+) -> Iterator[tuple[T, R | CaseError]]:
+    """Like `in_order`, but each item as soon as it is done: for items that take hours.
+
+    What a dead worker had is tried again at the end, with nothing beside it.
+    """
+    rest = iter(items)
+    task = _task(executor, work, limits)
+    waiting: dict[Future[R | CaseError], T] = {}
+    suspects: list[T] = []
+    while True:
+        while len(waiting) < ahead:
+            raise_if_interrupted()
+            try:
+                item = next(rest)
+            except StopIteration:
+                break
+            waiting[executor.submit(task, item)] = item
+        if not waiting:
+            break
+        done = wait(waiting, timeout=_PATIENCE_SECONDS, return_when=FIRST_COMPLETED).done
+        raise_if_interrupted()
+        for future in done:
+            item, result = waiting.pop(future), _outcome(future)
+            if isinstance(result, _Lost):
+                suspects.append(item)
+            else:
+                yield item, result
+    yield from in_order(executor, work, suspects, ahead=1, limits=limits)
+
+
+def in_blocks(
+    executor: Executor,
+    work: Callable[[Sequence[T]], Sequence[R]],
+    blocks: Iterable[Sequence[T]],
+    *,
+    ahead: int,
+    limits: Limits | None = None,
+) -> Iterator[tuple[T, R | CaseError]]:
+    """`in_order` for items that are worked on in blocks; one that is to blame costs itself alone.
+
+    Args:
+        executor: where the work is done.
+        work: what is done with a block: a result for each of its items, in their order.
+        blocks: of items.
+        ahead: how many blocks may be under way.
+        limits: of time and memory for a block.
+    """
+    for block, results in in_order(executor, work, blocks, ahead=ahead, limits=limits):
+        if not isinstance(results, CaseError):
+            yield from zip(block, results, strict=True)
+        elif len(block) == 1:
+            yield block[0], results
+        else:
+            single = ([item] for item in block)
+            yield from in_blocks(executor, work, single, ahead=1, limits=limits)
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """The process that had a task died; why, as far as it is known."""
+
+    why: str
+
+
+def _outcome(future: "Future[R]") -> R | _Lost:
+    """What a task gave, or that its worker died."""
     _wait_for(future)
     try:
         return future.result()
-    except Exception as error:
-        if type(error).__name__ != "KilledWorker":  # Dask's, which need not be installed
-            raise
-        return CaseError(_LOST)
+    except BaseException as error:
+        name = type(error).__name__  # Dask's and Pebble's, which this module does not import
+        if name == "ProcessExpired":
+            return _Lost(_why(int(getattr(error, "exitcode", 0) or 0)))
+        if name == "KilledWorker":
+            return _Lost(f"{_DIED}, {_OR_TOO_LONG}; {_REMEDY}")
+        if name in {"CancelledError", "FutureCancelledError", "CommClosedError"}:
+            raise ConfigError(
+                "the Dask scheduler is gone; start it and the same command again, finished cases"
+                " are kept"
+            ) from error
+        raise
+
+
+_DIED = "its process died twice (out of memory, or a library crashed on its file)"
+_OR_TOO_LONG = "or took longer than limits.case_seconds or limits.still_seconds"
+_REMEDY = "look at the file"
+
+
+def _why(code: int) -> str:
+    if code == TOO_LONG:
+        return f"took longer than limits.case_seconds; {_REMEDY}, or allow more"
+    if code == STOOD_STILL:
+        return f"got no further within limits.still_seconds; {_REMEDY}, or allow more"
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{_DIED}: {how}; {_REMEDY}"
 
 
 def _wait_for(future: "Future[Any]") -> None:

@@ -2,6 +2,8 @@
 
 RUN/private/key        32 random bytes, mode 0600: who does not have it cannot try identifiers out
 RUN/private/map.csv    case_id, kind, identifier; mode 0600
+
+An identifier that a spreadsheet would compute stands in the map behind an apostrophe.
 """
 
 import csv
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from esad_med.base.errors import ConfigError
 from esad_med.base.runs import atomic_file, output_error
+from esad_med.base.texts import plain_cell
 
 _KEY_BYTES = 32
 _SHOWN = 16  # hexadecimal digits: 64 bits, two of a million studies meet once in 40 million runs
@@ -77,7 +80,7 @@ class Pseudonyms:
         """
         if not self._added and self._map.exists():
             return
-        rows = [(name, *found) for name, found in self._known.items()]
+        rows = [(name, kind, _shown(text)) for name, (kind, text) in self._known.items()]
         text = _to_csv([("case_id", "kind", "identifier"), *rows])
         with atomic_file(self._map) as temporary:
             os.close(_open_private(temporary, os.O_EXCL))
@@ -90,7 +93,7 @@ class Pseudonyms:
         try:  # by csv, to the letter: pandas would strip identifiers
             text = self._map.read_bytes().decode("utf-8", "surrogatepass")
             _, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-            return {name: (kind, identifier) for name, kind, identifier in rows}
+            return {name: (kind, text.removeprefix("'")) for name, kind, text in rows}
         except OSError as error:
             raise output_error(self._map, error) from error
         except (ValueError, csv.Error) as error:
@@ -98,6 +101,12 @@ class Pseudonyms:
                 f"{self._map}: not a map of identifiers, so it was edited or damaged; move it away"
                 " (its names cannot be resolved without it), a new one is begun"
             ) from error
+
+
+def _shown(identifier: str) -> str:
+    """As it stands in the map: no formula, and read back to the letter."""
+    odd = identifier.startswith("'") or plain_cell(identifier) != identifier
+    return f"'{identifier}" if odd else identifier
 
 
 def _to_bytes(text: str) -> bytes:

@@ -19,7 +19,10 @@ _MIB = 1 << 20
 
 
 class Limits(Spec):
-    """The largest files and pictures that are opened; what exceeds them is set aside."""
+    """The largest files and pictures that are opened; what exceeds them is set aside.
+
+    Time and memory of a case hold in processes of their own (``--workers`` 1 or more).
+    """
 
     file_mib: float = Field(
         512, gt=0, description="Radiograph or tile picture on disk, MiB; it is read as a whole."
@@ -61,6 +64,13 @@ class Limits(Spec):
         1024, gt=0, description="A store's, a detector's or a run's JSON; a million slides' store."
     )
     weights_mib: float = Field(16384, gt=0, description="A detector's weights; Table 6 takes 80.")
+    case_seconds: float = Field(86_400, gt=0, description="Time for one case.")
+    still_seconds: float = Field(
+        900,
+        gt=0,
+        description="Time in which a case must get further, by a batch of tiles or images.",
+    )
+    case_gib: float = Field(8, gt=0, description="Memory for one case, beyond what is loaded, GiB.")
 
     def check_pixels(self, width: int, height: int) -> None:
         """Refuse a picture of impossible or excessive size.

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from esad_med.base.errors import ConfigError, EsadError
 from esad_med.base.limits import Limits
-from esad_med.base.texts import read_json_within
+from esad_med.base.text_limits import read_json_within
+from esad_med.base.texts import plain_cell
 
 _VERSIONED = (
     "esad-med",
@@ -32,6 +33,9 @@ _VERSIONED = (
 
 #: The file that notes a run's complete cases, and marks its folder.
 JOURNAL = "journal.jsonl"
+
+#: What the run at work in a folder holds; see `esad_med.base.locks`.
+LOCK = ".lock"
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0 unknown)."""
@@ -73,6 +77,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise output_error(path, error) from error
     finally:
@@ -88,42 +93,100 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         ConfigError: no space, no permission, ``path`` is a file or a mount point.
     """
-    try:
+    path = _check_place(path)
+    with _output_errors(path):
+        temporary = Path(
+            tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        )
+        try:
+            temporary.chmod(0o755)
+            with _naming(path, temporary):
+                yield temporary
+            _sync_files(temporary)
+            _put_in_place(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(path: Path) -> Iterator[Path]:
+    """`atomic_folder`, but what is unfinished stays beside ``path`` for the next run.
+
+    A `JOURNAL` in it is dropped at the last moment.
+
+    Raises:
+        ConfigError: no space, no permission, ``path`` is a file or a mount point.
+    """
+    path = _check_place(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with _output_errors(path):
+        unfinished.mkdir(exist_ok=True)
+        with _naming(path, unfinished):
+            yield unfinished
+        _sync_files(unfinished)
+        (unfinished / JOURNAL).unlink(missing_ok=True)
+        _put_in_place(unfinished, path)
+
+
+def _check_place(path: Path) -> Path:
+    """The resolved path of a folder that can be made or replaced."""
+    with _output_errors(path):
         path = path.resolve()  # "." has no name to put a temporary folder beside
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file, expected a folder; choose another --out")
         if path.is_mount():
             raise ConfigError(f"{path}: is a mount point; name a new folder inside it as --out")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(
-            tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        )
-    except OSError as error:
-        raise output_error(path, error) from error
+        return path
+
+
+@contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
     try:
-        temporary.chmod(0o755)
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            old = temporary.with_suffix(".old")
-            path.rename(old)
-            try:
-                temporary.rename(path)
-            except BaseException:
-                old.rename(path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(path)
-    except ConfigError as error:  # name the folder that was asked for
-        raise ConfigError(str(error).replace(str(temporary), str(path))) from error
+        yield
     except OSError as error:
         raise output_error(path, error) from error
+
+
+@contextmanager
+def _naming(path: Path, temporary: Path) -> Iterator[None]:
+    """Let errors name the folder that was asked for."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(temporary), str(path))) from error
+
+
+def _sync_files(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Give a folder its final name."""
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        path.rename(old)  # onto the empty folder; a kill here is mended by `locks`
+        try:
+            temporary.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        temporary.rename(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in a folder outlast a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
 
 
 def output_error(path: Path, error: OSError) -> ConfigError:
@@ -160,11 +223,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV atomically, with Unix line ends, so that equal content is equal bytes."""
+    """Write a CSV atomically, with Unix line ends, so that equal content is equal bytes.
+
+    No cell of it is a formula, see `plain_cell`.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerow(map(plain_cell, columns))
+    writer.writerows(map(plain_cell, row) for row in rows)
     write_text(path, text.getvalue())
 
 
@@ -217,7 +283,7 @@ def claim_run_folder(out: Path, command: str) -> None:
         ConfigError: it cannot be written, or holds something else, such as another command's run.
     """
     try:
-        used = out.is_dir() and any(out.iterdir())
+        used = out.is_dir() and any(file.name != LOCK for file in out.iterdir())
         begun = (out / JOURNAL).exists()
     except OSError as error:
         raise output_error(out, error) from error
@@ -244,27 +310,49 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._done: dict[str, str] = {}
+        self._done: dict[str, dict[str, Any]] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
-                    self._done[entry["case_id"]] = entry["key"]
+                    self._done[entry["case_id"]] = {"key": entry["key"], **entry}
                 except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # a line cut off by a crash: that case is simply done again
 
     def is_done(self, case_id: str, key: str) -> bool:
         """Whether this case was completed with this key."""
-        return self._done.get(case_id) == key
+        return self.key_of(case_id) == key
+
+    def key_of(self, case_id: str) -> str:
+        """The key a case was completed with, empty where it was not."""
+        return str(self.facts_of(case_id).get("key", ""))
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """All that was noted of the case completed last, empty where there is none."""
+        return next(reversed(self._done.values()), {})
+
+    def facts_of(self, case_id: str) -> dict[str, Any]:
+        """All that was noted of a completed case, empty where it was not."""
+        return self._done.get(case_id, {})
 
     def record(self, case_id: str, key: str, facts: Mapping[str, object] | None = None) -> None:
         """Note a case as complete."""
-        line = json.dumps({"case_id": case_id, "key": key, **(facts or {})}, ensure_ascii=False)
+        entry = {"case_id": case_id, "key": key, **(facts or {})}
+        line = json.dumps(entry, ensure_ascii=False)
         try:
-            with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(line + "\n")
+            with self.path.open("ab+") as handle:
+                if handle.tell() and not _ends_line(handle):  # a crash cut the last one off
+                    handle.write(b"\n")
+                handle.write(line.encode() + b"\n")
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as error:
             raise output_error(self.path, error) from error
-        self._done[case_id] = key
+        self._done.pop(case_id, None)  # the last one done is the last one here
+        self._done[case_id] = entry
+
+
+def _ends_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

@@ -6,12 +6,8 @@ STORE/store.json    the contract: kind, shape, dtype, value range, mpp, specs, d
 """
 
 import hashlib
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from tokenize import TokenError
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -21,14 +17,11 @@ import pandas as pd
 from esad_med.base.errors import CaseError, ConfigError, StoreError
 from esad_med.base.limits import Limits
 from esad_med.base.runs import (
-    atomic_folder,
     digest_file,
     output_error,
     read_json,
-    write_json,
-    write_text,
 )
-from esad_med.base.texts import check_table
+from esad_med.base.text_limits import check_table
 
 FORMAT = "esad-med store 2"
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "split", "semi_label", "truth")
@@ -170,162 +163,6 @@ class SampleStore:
             raise StoreError(f"{self.path}/samples.csv: a sample_id stands in two rows")
 
 
-class StoreWriter:
-    """Writes a SampleStore piece by piece; the folder appears only when all of it is written.
-
-    with StoreWriter(out, sample_shape=(64, 64, 3), dtype="uint8") as writer:
-        writer.append(samples, rows)
-        writer.contract["mpp"] = 1.0
-    """
-
-    def __init__(self, path: Path, *, sample_shape: Sequence[int], dtype: str) -> None:
-        self.path = path
-        self.sample_shape = tuple(sample_shape)
-        self.dtype = np.dtype(dtype)
-        self.contract: dict[str, Any] = {}
-        self._rows: list[pd.DataFrame] = []
-        self._digest = hashlib.sha256()
-        self._earlier: list[Any] = []  # the digest before each append
-        self._count = 0
-        self._sample_bytes = self.dtype.itemsize * int(np.prod(self.sample_shape))
-        self._folder = atomic_folder(path)
-
-    def __enter__(self) -> "StoreWriter":
-        self.folder = self._folder.__enter__()
-        self._file = (self.folder / "samples.npy").open("wb")
-        self._file.write(b"\0" * _HEADER_BYTES)
-        return self
-
-    def append(self, samples: npt.NDArray[Any], rows: pd.DataFrame) -> None:
-        """Add samples (b, *sample_shape) and their rows, in order."""
-        if samples.shape[1:] != self.sample_shape or len(samples) != len(rows):
-            raise ValueError(f"samples {samples.shape} and {len(rows)} rows do not fit the store")
-        self._append([np.ascontiguousarray(samples, dtype=self.dtype).data], rows)
-
-    def append_part(self, path: Path, rows: pd.DataFrame) -> None:
-        """Add what a `SamplePart` holds, and remove its file."""
-        if path.stat().st_size != len(rows) * self._sample_bytes:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes and {len(rows)} rows do not fit")
-        buffer = memoryview(bytearray(_CHUNK))  # small: what was read is hashed out of the cache
-        with path.open("rb", buffering=0) as part:
-            self._append((buffer[:n] for n in iter(lambda: part.readinto(buffer), 0)), rows)
-        path.unlink()
-
-    def _append(self, chunks: Iterable[memoryview], rows: pd.DataFrame) -> None:
-        self._earlier.append(self._digest.copy())
-        self._rows.append(rows)
-        self._count += len(rows)
-        for chunk in chunks:
-            self._file.write(chunk)
-            self._digest.update(chunk)
-
-    def rollback(self, count: int) -> None:
-        """Take back everything appended after the first ``count`` samples (a mark of `count`)."""
-        while self._count > count:
-            self._count -= len(self._rows.pop())
-            self._digest = self._earlier.pop()
-        if self._count != count:
-            raise ValueError(f"{count} is not a mark between two appends")
-        self._file.seek(_HEADER_BYTES + count * self._sample_bytes)
-        self._file.truncate()
-
-    @property
-    def count(self) -> int:
-        """How many samples were appended so far."""
-        return self._count
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            with suppress(OSError):  # a full disk again, when buffered samples are flushed
-                self._file.close()
-            self._folder.__exit__(kind, error, trace)
-            return
-        try:
-            self._finish()
-        except BaseException as problem:
-            with suppress(OSError):
-                self._file.close()
-            self._folder.__exit__(type(problem), problem, problem.__traceback__)
-            raise
-        self._folder.__exit__(None, None, None)
-
-    def _finish(self) -> None:
-        shape = (self._count, *self.sample_shape)
-        self._file.seek(0)
-        self._file.write(_npy_header(shape, self.dtype))
-        self._file.close()
-        if not self._count:
-            raise StoreError(f"{self.path}: no sample was left to write; nothing was stored")
-        rows = pd.concat(self._rows, ignore_index=True)
-        order = [*REQUIRED_COLUMNS, *(c for c in rows.columns if c not in REQUIRED_COLUMNS)]
-        write_text(
-            self.folder / "samples.csv", rows[order].to_csv(index=False, lineterminator="\n")
-        )
-        write_json(
-            self.folder / "store.json",
-            {
-                "format": FORMAT,
-                "shape": list(shape),
-                "dtype": str(self.dtype),
-                **self.contract,
-                "digests": {
-                    "samples": self._digest.hexdigest(),
-                    "samples.csv": digest_file(self.folder / "samples.csv"),
-                },
-            },
-        )
-
-
-class SamplePart:
-    """Samples of one case on their way into a store, written by another process than the store's.
-
-    The file holds their bytes and nothing else; their rows stay in memory.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._rows: list[pd.DataFrame] = []
-
-    def __enter__(self) -> "SamplePart":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def append(self, samples: npt.NDArray[Any], rows: pd.DataFrame) -> None:
-        """Add samples (b, ...), of the store's dtype, and their rows, in order."""
-        self._file.write(np.ascontiguousarray(samples).data)
-        self._rows.append(rows)
-
-    def rows(self) -> pd.DataFrame:
-        """The rows of all samples, in order; at least one was appended."""
-        return pd.concat(self._rows, ignore_index=True)
-
-
-def write_store(
-    path: Path, samples: npt.NDArray[Any], rows: pd.DataFrame, contract: Mapping[str, Any]
-) -> SampleStore:
-    """Write a whole store from arrays and open it.
-
-    Args:
-        path: the folder to make.
-        samples: (n, h, w, c) uint8 or (n, d) float32.
-        rows: n rows with at least `REQUIRED_COLUMNS`.
-        contract: at least ``kind`` and ``value_range``; goes into ``store.json``.
-    """
-    with StoreWriter(path, sample_shape=samples.shape[1:], dtype=str(samples.dtype)) as writer:
-        writer.contract.update(contract)
-        writer.append(samples, rows)
-    return SampleStore(path)
-
-
 def open_if_store(path: Path) -> SampleStore | None:
     """The store at ``path``, or None where there is none; refuses a folder that is something else.
 
@@ -353,16 +190,3 @@ def refuse_other_folder(path: Path) -> None:
     except OSError as error:
         raise output_error(path, error) from error
     raise ConfigError(f"{path}: exists and is not a SampleStore; choose another --out")
-
-
-def _npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    buffer = io.BytesIO()
-    description = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": description, "fortran_order": False, "shape": shape}
-    )
-    header = buffer.getvalue()
-    body = header[10:].rstrip(b" \n")
-    padding = _HEADER_BYTES - 11 - len(body)
-    assert padding >= 0, "a sample shape too long for the fixed header"
-    return header[:8] + (_HEADER_BYTES - 10).to_bytes(2, "little") + body + b" " * padding + b"\n"

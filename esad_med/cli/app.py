@@ -1,14 +1,13 @@
 """The application, its exit codes, and how errors and results are shown.
 
-Exit codes: 0 done, 2 usage, 3 finished but some cases were set aside, 4 configuration, data or
-environment, 130 interrupted.
+Exit codes: 0 done, 1 an error of ours, 2 usage, 3 finished but some cases were set aside, 4
+configuration, data or environment, 130 interrupted.
 """
 
 import json
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any
@@ -17,7 +16,11 @@ import typer
 
 from esad_med.base.errors import ConfigError, EsadError
 from esad_med.base.interrupts import noted_interrupts
+from esad_med.base.texts import printable
+from esad_med.cli.logs import LogFormat, LogLevel, say_unexpected, set_up_logs
+from esad_med.cli.logs import say as say  # commands take it from here, beside finish
 
+EXIT_UNEXPECTED = 1
 EXIT_SET_ASIDE = 3
 EXIT_ERROR = 4
 EXIT_INTERRUPTED = 130
@@ -47,53 +50,57 @@ def options(
         bool,
         typer.Option("--version", help="Print it.", is_eager=True, callback=_print_version),
     ] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Of stderr: lines for people, or a JSON object per event.")
+    ] = "text",
+    log_level: Annotated[
+        LogLevel | None,
+        typer.Option(help="Of our own messages.", show_default="warning; info in JSON"),
+    ] = None,
 ) -> None:
     """Screen pathology slides and triage chest X-rays with very few labeled anomalies.
 
     Research use only, not for diagnosis.
     """
+    set_up_logs(log_format, log_level)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     for module in _MODULES:
         import_module(f"esad_med.cli.{module}")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    _silence_values()
+    set_up_logs()
     try:
         with noted_interrupts():
             app(arguments)
     except EsadError as error:
         fail(str(error))
     except SystemExit as stop:  # typer makes this of Ctrl-C
-        if stop.code == EXIT_INTERRUPTED:
+        if stop.code == EXIT_INTERRUPTED and _speaks_for_all():
             say("interrupted; complete results stand, half-written ones were removed")
         raise
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         fail(f"{name}{error.strerror or error}; check the path, its permissions and the disk")
-
-
-def _silence_values() -> None:
-    """Warnings of pydicom repeat the values of a file, patients' names among them."""
-    libraries = ("pydicom", "highdicom", "pynetdicom")
-    for name in libraries:
-        warnings.filterwarnings("ignore", module=rf"{name}\.")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(lambda record: record.name.partition(".")[0] not in libraries)
-
-
-def say(line: str) -> None:
-    """One line for people, on stderr, so that stdout stays for results."""
-    from esad_med.cli.progress import print_line
-
-    print_line(line)
+    except Exception as error:
+        say_unexpected(error)
+        sys.exit(EXIT_UNEXPECTED)
 
 
 def fail(message: str) -> None:
     """Show an error and leave."""
-    say(f"error: {message}")
+    if _speaks_for_all():
+        say(f"error: {message}", level=logging.ERROR)
     sys.exit(EXIT_ERROR)
+
+
+def _speaks_for_all() -> bool:
+    """Of the processes that `torchrun` started together, the first to fail says why."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    from esad_med.method.distributed import first_to_fail
+
+    return first_to_fail()
 
 
 def finish(
@@ -109,7 +116,8 @@ def finish(
         as_json: which of the two.
         set_aside: how many cases or tiles could not be used.
     """
-    text = json.dumps(summary, indent=2, allow_nan=False) if as_json else "\n".join(lines)
+    people = printable("\n".join(lines))
+    text = json.dumps(summary, indent=2, allow_nan=False) if as_json else people
     try:
         print(text, flush=True)
     except OSError as error:

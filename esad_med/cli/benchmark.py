@@ -7,7 +7,16 @@ import typer
 
 from esad_med.base.errors import ConfigError
 from esad_med.cli.app import app, finish, say
-from esad_med.cli.options import ConfigFile, Json, Set, overrides
+from esad_med.cli.options import (
+    ConfigFile,
+    Json,
+    Resources,
+    Scheduler,
+    Set,
+    TrustScheduler,
+    Workers,
+    overrides,
+)
 
 
 @app.command("benchmark")
@@ -29,7 +38,10 @@ def benchmark(
         str | None,
         typer.Option(help="2/3 is the second third of the grid; else part of a name, /seed=1/."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Worker processes, one thread each.")] = 1,
+    workers: Workers = 0,
+    scheduler: Scheduler = "",
+    resources: Resources = None,
+    trust_scheduler: TrustScheduler = False,
     width: Annotated[
         float | None, typer.Option(help="Of ESAD's image network; 1 is Table 6.")
     ] = None,
@@ -54,6 +66,7 @@ def benchmark(
 ) -> None:
     """Run the paper's benchmarks again: a table with our values beside its own."""
     from esad_med.base.config import load_config
+    from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from pipelines.paper.embedding import choose_run, write_tsne
     from pipelines.paper.settings import BenchmarkConfig
@@ -74,7 +87,8 @@ def benchmark(
         leaking=leaking or None,
     )
     chosen = load_config(BenchmarkConfig, config, flags)
-    plan = plan_suite(chosen, out, selection=runs, jobs=jobs)
+    where = Place.of(workers, scheduler, resources, trust_scheduler)
+    plan = plan_suite(chosen, out, selection=runs, place=where)
     shown = choose_run(plan.runs) if tsne else None  # before hours, not after
     if only_plan:
         finish(plan.to_dict(), [str(plan)], as_json=as_json)

@@ -37,6 +37,7 @@ def train(
     from esad_med.base.store import SampleStore
     from esad_med.cli.progress import ProgressBar
     from esad_med.method.config import TrainConfig
+    from esad_med.method.distributed import is_first_process
     from esad_med.method.trainer import train as run
 
     samples = SampleStore(store)
@@ -60,6 +61,8 @@ def train(
             progress=progress,
             say=say,
         )
+    if not is_first_process():
+        return
     finish(
         detector.summary(),
         [f"detector in {out}", *(f"  {k}: {_fact(k, v)}" for k, v in detector.summary().items())],

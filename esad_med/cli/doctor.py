@@ -14,7 +14,7 @@ from esad_med.cli.options import Json
 
 _EXTRAS = {
     "reference": ("staintools", "spams-bin"),
-    "dicom": ("highdicom", "pynetdicom", "pylibjpeg-libjpeg"),
+    "dicom": ("highdicom", "pynetdicom", "pylibjpeg-libjpeg", "prometheus_client"),
     "cluster": ("dask", "distributed"),
 }
 _GIB = 1 << 30

@@ -33,6 +33,27 @@ Precision = Annotated[
     typer.Option(help="Of scoring; bfloat16, and int8 on a CPU, are faster and less exact."),
 ]
 
+Workers = Annotated[
+    int,
+    typer.Option(
+        "--workers",
+        min=0,
+        envvar="ESAD_WORKERS",
+        help="0: in this process; 1: beside it, where a crash costs one case; more need Dask.",
+    ),
+]
+Scheduler = Annotated[
+    str, typer.Option("--scheduler", help="Dask scheduler to work on, such as tls://host:8786.")
+]
+Resources = Annotated[
+    list[str] | None,
+    typer.Option("--resource", help="What a task needs of a cluster's worker, GPU=1; repeatable."),
+]
+TrustScheduler = Annotated[
+    bool,
+    typer.Option("--trust-scheduler", help="Connect without TLS: the network is closed to others."),
+]
+
 
 def overrides(settings: list[str] | None, **flags: object) -> list[str]:
     """``--set`` strings of the flags that were given, then the user's own; the last one wins."""

@@ -14,6 +14,7 @@ from rich.progress import (
 )
 
 from esad_med.base.interrupts import raise_if_interrupted
+from esad_med.cli.logs import logs_json
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -34,7 +35,7 @@ class ProgressBar:
             TimeRemainingColumn(),
             console=_console,
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=logs_json() or not sys.stderr.isatty(),
         )
         self._task: TaskID | None = None
         self._label = ""

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from esad_med.cli.app import app, finish, say
-from esad_med.cli.options import ConfigFile, Json, Overwrite, Set, overrides
+from esad_med.cli.options import (
+    ConfigFile,
+    Json,
+    Overwrite,
+    Resources,
+    Scheduler,
+    Set,
+    TrustScheduler,
+    Workers,
+    overrides,
+)
 
 _SHOWN = 10
 _STAGES = {"find": "not found", "read": "not readable", "table": "in no row of the table"}
@@ -102,12 +112,17 @@ def triage(
         bool, typer.Option("--dicom", help="Also write an SR and an SC per DICOM study.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Workers = 1,
+    scheduler: Scheduler = "",
+    resources: Resources = None,
+    trust_scheduler: TrustScheduler = False,
     config: ConfigFile = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
     """Rank chest X-ray studies: a worklist with residual overlays, for a person to read."""
     from esad_med.base.config import load_config
+    from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from esad_med.outputs.pages import format_percentile
     from pipelines.triage import triage as run
@@ -131,6 +146,7 @@ def triage(
             key_file=key,
             identified=identifiers,
             dicom=dicom,
+            place=Place.of(workers, scheduler, resources, trust_scheduler),
             say=say,
             progress=progress,
         )

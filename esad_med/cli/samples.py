@@ -12,8 +12,12 @@ from esad_med.cli.options import (
     Json,
     Mpp,
     Overwrite,
+    Resources,
+    Scheduler,
     Set,
     Slides,
+    TrustScheduler,
+    Workers,
     overrides,
 )
 
@@ -47,9 +51,10 @@ def tile(
     hdf5: Annotated[
         bool, typer.Option("--hdf5", help="Also write CLAM / TRIDENT coordinates.")
     ] = False,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes; more than 1 need the extra cluster.")
-    ] = 1,
+    workers: Workers = 1,
+    scheduler: Scheduler = "",
+    resources: Resources = None,
+    trust_scheduler: TrustScheduler = False,
     config: ConfigFile = None,
     settings: Set = None,
     overwrite: Overwrite = False,
@@ -57,14 +62,20 @@ def tile(
 ) -> None:
     """Cut slides into stain-normalized tiles: one SampleStore, a picture of the grid per slide."""
     from esad_med.base.config import load_config
+    from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from pipelines.pathology import PathologyConfig, find_cases, load_target
     from pipelines.tiling import plan_slides, tile_slides
 
     if protocol == "dpa":
-        grid_only = {"--annotations": annotations, "--mpp": mpp, "--size": size}
+        grid_only: dict[str, object] = {"--annotations": annotations, "--mpp": mpp, "--size": size}
         grid_only |= {"--stride": stride, "--min-tissue": min_tissue, "--dry-run": dry_run}
-        grid_only |= {"--png": png, "--hdf5": hdf5, "--workers": workers > 1}
+        grid_only |= {
+            "--png": png,
+            "--hdf5": hdf5,
+            "--workers": workers > 1,
+            "--scheduler": scheduler,
+        }
         for name, value in grid_only.items():
             if value:
                 raise typer.BadParameter("does not apply to protocol dpa", param_hint=name)
@@ -98,7 +109,7 @@ def tile(
                 png=png,
                 coordinates=hdf5,
                 overwrite=overwrite,
-                workers=workers,
+                place=Place.of(workers, scheduler, resources, trust_scheduler),
                 say=say,
                 progress=progress,
             )

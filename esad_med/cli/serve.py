@@ -41,6 +41,9 @@ def serve(
     watch: Annotated[
         Path | None, typer.Option(help="Take files from this folder instead of the network.")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="TCP port for Prometheus, on loopback; 0 any free one.")
+    ] = None,
     status: Annotated[
         bool, typer.Option("--status", help="Show how the spool stands, and end.")
     ] = False,
@@ -57,9 +60,9 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Receive X-rays by DICOM, triage complete studies, send SR and SC to a peer."""
-    if status:
-        from pipelines.dicom_status import read_status
+    from pipelines.dicom_status import read_status
 
+    if status:
         found = read_status(spool)
         finish(found.to_dict(), found.lines(), as_json=as_json, set_aside=len(found.set_aside))
         return
@@ -76,7 +79,8 @@ def serve(
     files = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_ca": tls_ca}
     flags = {"ae_title": ae_title, "host": host, "port": port, "allow": allow, "peer": peer}
     paths = {key: None if path is None else str(path) for key, path in files.items()}
-    given = overrides(settings, **flags, **paths, quiet_seconds=quiet_seconds)
+    numbers = {"quiet_seconds": quiet_seconds, "metrics_port": metrics_port}
+    given = overrides(settings, **flags, **paths, **numbers)
     chosen = load_config(NodeConfig, config, given)
 
     def started(port: int) -> None:
@@ -101,6 +105,8 @@ def serve(
             started=started,
             tick=raise_if_interrupted,
         )
+    if as_json:
+        finish(read_status(spool).to_dict(), [], as_json=True)
 
 
 def _need_pynetdicom() -> None:

@@ -13,8 +13,12 @@ from esad_med.cli.options import (
     Json,
     Mpp,
     Precision,
+    Resources,
+    Scheduler,
     Set,
     Slides,
+    TrustScheduler,
+    Workers,
 )
 
 
@@ -27,11 +31,16 @@ def screen(
     slide_mpp: Mpp = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Precision = "float32",
+    workers: Workers = 1,
+    scheduler: Scheduler = "",
+    resources: Resources = None,
+    trust_scheduler: TrustScheduler = False,
     config: ConfigFile = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
     """Score whole slides: a score, a heat map and a report each."""
+    from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from esad_med.method.detector import Detector
     from pipelines.pathology import find_cases
@@ -42,7 +51,14 @@ def screen(
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations, limits=chosen.limits)
     with ProgressBar() as progress:
         summary = screen_slides(
-            cases, model, out, chosen, precision=precision, say=say, progress=progress
+            cases,
+            model,
+            out,
+            chosen,
+            precision=precision,
+            place=Place.of(workers, scheduler, resources, trust_scheduler),
+            say=say,
+            progress=progress,
         )
     lines = [f"{len(summary.slides)} slides screened, in {out} (slides.csv, CASE/report.html)"]
     if summary.failures:

@@ -1,20 +1,20 @@
 """The state of a member after an epoch, on disk; the digest tells a damaged one."""
 
 import io
-import pickle
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from esad_med.base.errors import ModelError
-from esad_med.base.runs import atomic_file, digest_bytes, digest_file, read_json, write_json
+from esad_med.base.runs import atomic_file, digest_bytes, read_json, write_json
 
 State = dict[str, Any]
 
-# What torch is known to raise on files that are none of its own.
-_DAMAGED = (
-    *(RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, TypeError),
+# What torch is known to raise on a file that is none of its own, or holds more than plain values
+_UNREADABLE = (
+    *(RuntimeError, UnpicklingError, EOFError, OSError, ValueError, TypeError),
     *(LookupError, AttributeError, OverflowError, MemoryError),
 )
 
@@ -42,21 +42,41 @@ def load_checkpoint(folder: Path, member: int) -> State | None:
     Raises:
         ModelError: the file is missing or damaged.
     """
+    content = read_checkpoint(folder, member)
+    return None if content is None else parse_checkpoint(content)
+
+
+def read_checkpoint(folder: Path, member: int) -> bytes | None:
+    """The last complete state of a member as it stands on disk, None where there is none.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
     if not _pointer(folder, member).exists():
         return None
     pointer = read_json(_pointer(folder, member), ModelError)
     file = folder / str(pointer.get("file", ""))
-    if file.parent != folder or not file.is_file() or digest_file(file) != pointer.get("sha256"):
+    content = file.read_bytes() if file.parent == folder and file.is_file() else b""
+    if digest_bytes(content) != pointer.get("sha256"):
         raise ModelError(
             f"{file}: the checkpoint is missing or damaged; delete {_pointer(folder, member)} to"
             " train this member again from the start"
         )
+    return content
+
+
+def parse_checkpoint(content: bytes) -> State:
+    """The state that `read_checkpoint` found.
+
+    Raises:
+        ModelError: it was not written by `save_checkpoint`.
+    """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        raise ModelError(f"{file}: not a readable checkpoint") from error
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise ModelError("the checkpoint is not readable; train anew with --overwrite") from error
     if not isinstance(state, dict):
-        raise ModelError(f"{file}: holds {type(state).__name__}, expected a checkpoint")
+        raise ModelError("the checkpoint is not readable; train anew with --overwrite")
     return state
 
 

@@ -2,12 +2,13 @@
 
 DETECTOR/weights.safetensors   the weights of all members, float32
 DETECTOR/contract.json         what it may be fed, how terms become scores, how it was trained
-DETECTOR/checksums.json        SHA-256 of the two, checked at load
 DETECTOR/README.md             the model card
+DETECTOR/checksums.json        SHA-256 of the three, checked at load
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from esad_med.base.store import SampleStore
 from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
 from esad_med.method.devices import choose_device
+from esad_med.method.memory import BatchesThatFit
 from esad_med.method.scores import Scores, join_scores
 from esad_med.method.scoring_networks import Precision, ScoringNetworks, network_terms
 from esad_med.method.terms import residual_map
@@ -46,6 +48,7 @@ _BATCH = 256
 _MOST_MOVED = 5.0  # percentiles, mean of a batch: by int8 against float32
 _CPU_PIXELS = 32 * 64 * 64  # in a batch on a CPU: 1.3 to 1.8 times faster than 256 tiles of 64 x 64
 WEIGHTS, CONTRACT, CHECKSUMS = "weights.safetensors", "contract.json", "checksums.json"
+_CARD = "README.md"
 
 
 class MemberTerms(NamedTuple):
@@ -83,6 +86,8 @@ class Detector:
             contract.network, self.weights, members=contract.members, device=self.device
         )
         self._compared = False  # int8 with float32
+        self._loaded_from: tuple[Path, str] | None = None
+        self._fitting = BatchesThatFit()
 
     @property
     def digest(self) -> str:
@@ -118,7 +123,7 @@ class Detector:
 
         Raises:
             ConfigError: see `check_precision`; or int8 moves the scores of the first batch by more
-                than five percentiles.
+                than five percentiles; or the device's memory does not even hold one sample.
             ModelError: samples of another shape, type or value range than trained on.
         """
         parts, done = [], 0
@@ -134,12 +139,22 @@ class Detector:
         return join_scores(parts)
 
     def terms(self, samples: npt.NDArray[Any], *, precision: Precision = "float32") -> MemberTerms:
-        """Both terms of one batch of samples by each member, before they are fused."""
+        """Both terms of one batch of samples by each member, before they are fused.
+
+        Where the device's memory does not hold the batch it goes in halves.
+
+        Raises:
+            ConfigError: the device does not even hold one sample.
+            ModelError: samples outside the contract.
+        """
         self.check_samples(samples)
-        spec = self.contract.terms
         if precision == "bfloat16" and self.contract.network.distance != "none":
             precision = "float32"
-        networks = self._networks.of(precision)
+        parts = self._fitting.each(partial(self._terms, precision=precision), samples)
+        return MemberTerms(*(np.concatenate(term, axis=1) for term in zip(*parts, strict=True)))
+
+    def _terms(self, samples: npt.NDArray[Any], precision: Precision) -> MemberTerms:
+        spec, networks = self.contract.terms, self._networks.of(precision)
         with torch.inference_mode(), _exactly(self.device):
             x = self._input(samples)
             x = x.double() if precision == "float64" else x
@@ -160,11 +175,16 @@ class Detector:
             The scores of `score`, and the maps of `residual_map`.
 
         Raises:
+            ConfigError: the device does not even hold one sample.
             ModelError: a detector of vectors, or samples outside the contract.
         """
         if not self.input.is_image:
             raise ModelError("this detector was trained on vectors; there is no residual map")
         self.check_samples(samples)
+        scores, maps = zip(*self._fitting.each(self._examine, samples), strict=True)
+        return join_scores(scores), np.concatenate(maps)
+
+    def _examine(self, samples: npt.NDArray[Any]) -> tuple[Scores, npt.NDArray[np.float32]]:
         spec, views = self.contract.terms, self.contract.views
         found, maps = [], []
         with torch.inference_mode(), _exactly(self.device):
@@ -341,8 +361,9 @@ class Detector:
             temporary.write_bytes(tensors_to_bytes(self.weights))
         with atomic_file(path / CONTRACT) as temporary:
             temporary.write_bytes(self._contract_bytes())
-        write_text(path / "README.md", model_card(self.contract, digest=self.digest))
-        write_json(path / CHECKSUMS, {n: digest_file(path / n) for n in (WEIGHTS, CONTRACT)})
+        write_text(path / _CARD, model_card(self.contract, digest=self.digest))
+        names = (WEIGHTS, CONTRACT, _CARD)
+        write_json(path / CHECKSUMS, {name: digest_file(path / name) for name in names})
 
     @classmethod
     def load(cls, path: Path, *, device: str = "auto") -> "Detector":
@@ -363,9 +384,21 @@ class Detector:
         if not all(w.isfinite().all() for w in weights.values()):
             raise ModelError(f"{path}: weights that are no numbers; train the detector again")
         try:
-            return cls(contract, weights, device=device)
+            detector = cls(contract, weights, device=device)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
+        detector._loaded_from = path.resolve(), device
+        return detector
+
+    def __reduce__(self) -> tuple[Callable[..., "Detector"], tuple[Path, str, str]]:
+        """To another process goes the name of its folder, from which it is loaded there, once.
+
+        Raises:
+            ValueError: it was not loaded from a folder.
+        """
+        if self._loaded_from is None:
+            raise ValueError("only a detector that was loaded from its folder can be sent")
+        return _load_again, (*self._loaded_from, self.digest)
 
     def _contract_bytes(self) -> bytes:
         return self.contract.model_dump_json(indent=2).encode() + b"\n"
@@ -397,6 +430,14 @@ class Detector:
         if not copied.flags.writeable:
             copied = copied.copy()
         return self._transform(torch.from_numpy(copied).to(self.device))
+
+
+@lru_cache(maxsize=4)
+def _load_again(path: Path, device: str, digest: str) -> Detector:
+    detector = Detector.load(path, device=device)
+    if detector.digest != digest:
+        raise ModelError(f"{path}: was changed while it was in use; start the command again")
+    return detector
 
 
 def _exactly(device: torch.device) -> AbstractContextManager[object]:
@@ -435,8 +476,12 @@ def _check_files(path: Path) -> None:
             " `esad-med train --resume`, or name another folder"
         )
     sums = read_json(path / CHECKSUMS, ModelError)
-    for name in (WEIGHTS, CONTRACT):
-        if not (path / name).exists():
+    if unknown := [name for name in sums if name not in (WEIGHTS, CONTRACT, _CARD)]:
+        raise ModelError(f"{path}/{CHECKSUMS}: speaks of {unknown[0]!r}, so it is damaged")
+    for name in dict.fromkeys((WEIGHTS, CONTRACT, *sums)):
+        if not (path / name).is_file():
+            if name == _CARD:  # a detector may travel without it
+                continue
             raise ModelError(f"{path}/{name}: missing; copy the detector again, whole")
         if digest_file(path / name) != sums.get(name):
             raise ModelError(

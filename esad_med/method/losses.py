@@ -35,10 +35,13 @@ class Target(NamedTuple):
     Attributes:
         x: the input for normals, x_tilde for labeled outliers; the shape of the input.
         y: semi-label, (n,), +1 or -1.
+        whole: the semi-labels of the whole batch, (N,), where this is one rank's share of it; the
+            losses of all shares then add up to the loss of the whole batch.
     """
 
     x: Tensor
     y: Tensor
+    whole: Tensor | None = None
 
 
 class LossTerms(NamedTuple):
@@ -49,14 +52,23 @@ class LossTerms(NamedTuple):
     assistance: Tensor
 
 
-def _group_mean(values: Tensor, members: Tensor) -> Tensor:
-    """The mean of the members (a mask, (n,)); 0 where the batch holds none."""
+def _group_mean(values: Tensor, members: Tensor, of: Tensor) -> Tensor:
+    """The mean of the members (masks, (n,) and (N,) of the whole batch); 0 where it holds none."""
     weight = members.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp(min=1)
+    return (values * weight).sum() / of.to(values.dtype).sum().clamp(min=1)
+
+
+def _mean(values: Tensor, whole: Tensor | None) -> Tensor:
+    return values.mean() if whole is None else values.sum() / len(whole)
 
 
 def reconstruction_loss(
-    x_hat: Tensor, target: Tensor, y: Tensor, *, reduction: Reduction = "mean"
+    x_hat: Tensor,
+    target: Tensor,
+    y: Tensor,
+    *,
+    reduction: Reduction = "mean",
+    whole: Tensor | None = None,
 ) -> Tensor:
     """Mutual-information term (Eq. 9): rebuild normals, rebuild labeled outliers wrongly.
 
@@ -67,9 +79,11 @@ def reconstruction_loss(
         target: x for normals, x_tilde for labeled outliers, (n, ...).
         y: semi-label, (n,), +1 or -1.
         reduction: over the elements of a sample; sum is the paper's and diverges.
+        whole: see `Target`.
     """
     error = reconstruction_error(x_hat, target, reduction=reduction)  # (n,)
-    return _group_mean(error, y > 0) + _group_mean(error, y < 0)
+    of = y if whole is None else whole
+    return _group_mean(error, y > 0, of > 0) + _group_mean(error, y < 0, of < 0)
 
 
 def norm_loss(
@@ -83,6 +97,7 @@ def norm_loss(
     push: Literal["inverse", "log"] = "inverse",
     outlier_weight: float = 1.0,
     margin: float | None = None,
+    whole: Tensor | None = None,
 ) -> Tensor:
     """Entropy term (Eq. 14): pull normals to the origin, push labeled outliers away.
 
@@ -96,6 +111,7 @@ def norm_loss(
         push: inverse norm (Eq. 14), or plus and minus the logarithm (ours).
         outlier_weight: factor on the outliers' part (ours).
         margin: a norm beyond which an outlier costs nothing more (ours).
+        whole: see `Target`.
     """
     length = latent_norm(z_hat, norm=norm, pool=pool)  # (n,)
     if push == "inverse":
@@ -108,13 +124,23 @@ def norm_loss(
         away = (away - rest).clamp(min=0)
     away = outlier_weight * away
     if averaging == "joint":
-        return torch.where(y > 0, pull, away).mean()
-    return _group_mean(pull, y > 0) + _group_mean(away, y < 0)
+        return _mean(torch.where(y > 0, pull, away), whole)
+    of = y if whole is None else whole
+    return _group_mean(pull, y > 0, of > 0) + _group_mean(away, y < 0, of < 0)
 
 
-def assistance_loss(z_hat: Tensor, z: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """Consistency of the two encoders (Eq. 15): the mean over all samples of ‖z_hat - z‖²."""
-    return reconstruction_error(z_hat, z, reduction=reduction).mean()
+def assistance_loss(
+    z_hat: Tensor, z: Tensor, *, reduction: Reduction = "mean", whole: Tensor | None = None
+) -> Tensor:
+    """Consistency of the two encoders (Eq. 15): the mean over all samples of ‖z_hat - z‖².
+
+    Args:
+        z_hat: second latent, (n, d) or (n, c, h, w).
+        z: first latent, likewise.
+        reduction: over the elements of a sample.
+        whole: see `Target`.
+    """
+    return _mean(reconstruction_error(z_hat, z, reduction=reduction), whole)
 
 
 def esad_loss(
@@ -128,10 +154,10 @@ def esad_loss(
         spec: the loss.
         wrong_targets: without them labeled outliers take no part in the reconstruction (Table 5).
     """
-    y = target.y
+    y, whole = target.y, target.whole
     rebuilt = y if wrong_targets else torch.where(y > 0, y, torch.zeros_like(y))
     terms = LossTerms(
-        reconstruction_loss(output.x_hat, target.x, rebuilt, reduction=spec.reduction),
+        reconstruction_loss(output.x_hat, target.x, rebuilt, reduction=spec.reduction, whole=whole),
         norm_loss(
             output.z_hat,
             y,
@@ -142,8 +168,9 @@ def esad_loss(
             push=spec.push,
             outlier_weight=spec.outlier_weight,
             margin=spec.margin,
+            whole=whole,
         ),
-        assistance_loss(output.z_hat, output.z, reduction=spec.reduction),
+        assistance_loss(output.z_hat, output.z, reduction=spec.reduction, whole=whole),
     )
     return terms.reconstruction + spec.lambda1 * terms.norm + spec.lambda2 * terms.assistance, terms
 

@@ -16,22 +16,30 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose
 from torch import Tensor, nn
 
-from esad_med.base.errors import ModelError
+from esad_med.base.errors import ConfigError, ModelError
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.plain import is_plain
 from esad_med.method.batches import TrainingBatches, derive_seed
-from esad_med.method.checkpoints import State, load_checkpoint, save_checkpoint
+from esad_med.method.checkpoints import (
+    State,
+    parse_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+)
 from esad_med.method.config import TrainConfig
 from esad_med.method.datasets import Indices
 from esad_med.method.devices import fastest_kernels
+from esad_med.method.distributed import Ranks
 from esad_med.method.folds import Fold
 from esad_med.method.fusion import Fusion, fit_statistics
 from esad_med.method.graphs import GraphedStep, update_with
 from esad_med.method.losses import EsadLoss, Target
+from esad_med.method.memory import BatchesThatFit
 from esad_med.method.networks import Network, NetworkSpec, build_network, place
 from esad_med.method.optimization import WeightAverage, learning_rate, make_optimizer
 from esad_med.method.scores import rank_auc
 from esad_med.method.scoring_networks import network_terms
+from esad_med.method.shared_norm import share_batch_norm
 from esad_med.method.terms import residual_map
 from esad_med.method.transforms import InputTransform, as_batch
 from esad_med.method.whitening import fit_whitening
@@ -63,6 +71,8 @@ class MemberData(NamedTuple):
 class Member:
     """Trains one network on one fold, epoch by epoch, and can go on where it stopped.
 
+    Where several ranks train together, each holds the whole state; the first writes it.
+
     Attributes:
         epochs: how many will be trained.
         history: a row per epoch: loss terms, learning rate, validation AUC of score and terms.
@@ -78,14 +88,18 @@ class Member:
         device: torch.device,
         bfloat16: bool,
         checkpoints: Path | None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.index = index
         self.data = data
         self.config = config
         self.device = device
+        self.ranks = ranks or Ranks(device)
         self.checkpoints = checkpoints
         self.bfloat16 = bfloat16
         self.network = initial_network(spec, config, index, device)
+        if self.ranks.count > 1:
+            share_batch_norm(self.network)
         if spec.kind == "image" and spec.whiten:
             fit_whitening(self.network, self._some_normals())
         self.average = WeightAverage(self.network, config.ema)
@@ -111,22 +125,24 @@ class Member:
         """Train up to the planned epochs; a checkpoint is kept after each where there is a folder.
 
         Raises:
+            ConfigError: the device's memory does not hold a batch, or another rank was lost.
             ModelError: the loss or the weights are no longer finite.
         """
         done = len(self.history)
         if self.finished or done >= self.epochs:
             return
-        graphed = self.device.type == "cuda" and not is_plain("graphs")
+        together = self.ranks.count > 1
+        graphed = self.device.type == "cuda" and not together and not is_plain("graphs")
         parameters = list(self.network.parameters())
         trainer = SupervisedTrainer(
             device=self.device,
             max_epochs=self.epochs,
             train_data_loader=self.batches,
-            network=self.network,
+            network=self.ranks.wrap(self.network),
             optimizer=self.optimizer,
             loss_function=self.loss,
             epoch_length=len(self.batches),
-            prepare_batch=self.batches.prepare_batch,
+            prepare_batch=self._prepare_batch,
             iteration_update=update_with(GraphedStep(self._backward, parameters))
             if graphed
             else None,
@@ -139,8 +155,11 @@ class Member:
         trainer.state.epoch = done
         trainer.state.iteration = done * len(self.batches)
         self._attach(trainer, on_epoch)
-        with fastest_kernels(self.device):
-            trainer.run()
+        try:
+            with fastest_kernels(self.device):
+                trainer.run()
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(trainer.state.epoch) from error
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that the settings choose: averaged or raw, of the last or the best epoch."""
@@ -150,14 +169,19 @@ class Member:
 
     def resume(self) -> bool:
         """Take up the last checkpoint, if there is one."""
-        state = load_checkpoint(self.checkpoints, self.index) if self.checkpoints else None
-        if state is None:
+        reads = self.checkpoints if self.ranks.is_first else None
+        content = self.ranks.from_first(read_checkpoint(reads, self.index) if reads else None)
+        if content is None:
             return False
+        state = parse_checkpoint(content)
         self.network.load_state_dict(state["network"])
         self.average.load(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best, self.finished = state["history"], state["best"], state["finished"]
         return True
+
+    def _prepare_batch(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Target]:
+        return self.ranks.share_batch(*self.batches.prepare_batch(*args, **kwargs))
 
     def _some_normals(self) -> Tensor:
         """Training normals of about two million pixels as network input, the same each time."""
@@ -171,7 +195,9 @@ class Member:
 
         def start_epoch(engine: Engine) -> None:
             self.batches.start_epoch(engine.state.epoch)
-            torch.manual_seed(derive_seed(self.config.seed, self.index, engine.state.epoch, 4))
+            own = [self.ranks.rank] if self.ranks.rank else []  # what is dropped in each share
+            seed = derive_seed(self.config.seed, self.index, engine.state.epoch, 4, *own)
+            torch.manual_seed(seed)
             self._sums.zero_()
 
         def start_step(engine: Engine) -> None:
@@ -224,14 +250,14 @@ class Member:
             self._sums[4] += 0 * size  # NaN where the gradient is not finite
 
     def _check_sums(self, epoch: int) -> None:
-        *loss, gradient = self._sums.tolist()
+        *loss, gradient = self.ranks.add(self._sums).tolist()
         if not (all(map(math.isfinite, loss)) and math.isfinite(gradient)):
             found = "the gradient" if all(map(math.isfinite, loss)) else "the loss"
             raise self._diverged(epoch, found)
 
     def _judge(self, epoch: int) -> Row:
         """The log's row of an epoch: mean loss terms, and AUC on the held-out samples."""
-        sums = self._sums[:4] / len(self.batches)
+        sums = self.ranks.add(self._sums[:4]) / len(self.batches)
         loss, reconstruction, norm, assistance = sums.tolist()
         row = {
             "member": float(self.index),
@@ -246,8 +272,8 @@ class Member:
 
     def _validate(self, epoch: int) -> Row:
         fold, network = self.data.fold, self._judged()
-        normal = held_out_terms(network, self.data, fold.held_normals, self.config)
-        outlier = held_out_terms(network, self.data, fold.held_outliers, self.config)
+        normal = self._held_out_terms(network, fold.held_normals)
+        outlier = self._held_out_terms(network, fold.held_outliers)
         if not all(np.isfinite(terms).all() for terms in (*normal, *outlier)):
             raise self._diverged(epoch, "a held-out score")
         level = float(normal.reconstruction.mean())
@@ -260,6 +286,13 @@ class Member:
         second = fusion.fuse(outlier.reconstruction[None], outlier.norm[None])
         aucs = [rank_auc(a, b) for a, b in zip(first, second, strict=True)]
         return {**nothing, **dict(zip(_AUCS, aucs, strict=True))}
+
+    def _held_out_terms(self, network: Network, rows: Indices) -> HeldOutTerms:
+        """Each rank scores its share; the sum puts the shares together."""
+        terms = torch.zeros(2, len(rows), dtype=torch.float64)
+        own = held_out_terms(network, self.data, rows[self.ranks.share], self.config)
+        terms[:, self.ranks.share] = torch.from_numpy(np.stack(own))
+        return HeldOutTerms(*self.ranks.add(terms).numpy())
 
     def _provisional_fusion(self, normal: HeldOutTerms) -> Fusion:
         """The fusion with default weights: those learned are not known before the end."""
@@ -287,7 +320,7 @@ class Member:
             self.best = {"value": value, "epoch": int(row["epoch"]), "weights": weights}
         patience = self.config.patience
         self.finished = patience is not None and row["epoch"] - self.best["epoch"] >= patience
-        if self.checkpoints:
+        if self.checkpoints and self.ranks.is_first:
             save_checkpoint(self.checkpoints, self.index, self._state())
 
     def _state(self) -> State:
@@ -303,6 +336,16 @@ class Member:
 
     def _judged(self) -> Network:
         return self.average.network or self.network
+
+    def _too_large(self, epoch: int) -> ConfigError:
+        size = self.config.data.batch_size
+        return ConfigError(
+            f"member {self.index}, epoch {epoch}: out of memory on {self.device} with"
+            f" {max(self.batches.sizes)} samples in a batch, {self.ranks.count} device(s) sharing"
+            " it; free the device of other programs, or share a batch among more devices"
+            " (torchrun --nproc-per-node), and go on with --resume; or train anew in smaller"
+            f" batches with --set data.batch_size={max(1, size // 2)} --overwrite"
+        )
 
     def _diverged(self, epoch: int, what: str) -> ModelError:
         kept = len(self.history)
@@ -363,15 +406,19 @@ def held_out_terms(
     While it trains, the norm is ‖z_hat‖: a distance is fitted when the weights are final.
     """
     device = next(network.parameters()).device
-    training = network.training
+
+    def judge(chosen: Indices) -> npt.NDArray[np.float64]:
+        x = data.transform(as_batch(data.samples, chosen).to(device))
+        terms = network_terms(network, x, spec=config.loss, views=views, distance=distance)
+        found: npt.NDArray[np.float64] = torch.stack(terms).double().cpu().numpy()
+        return found
+
+    training, fitting = network.training, BatchesThatFit()
     network.eval()
-    parts = []
+    parts: list[npt.NDArray[np.float64]] = []
     with torch.inference_mode():
         for start in range(0, len(rows), SCORING_BATCH):
-            samples = as_batch(data.samples, rows[start : start + SCORING_BATCH])
-            x = data.transform(samples.to(device))
-            terms = network_terms(network, x, spec=config.loss, views=views, distance=distance)
-            parts.append(torch.stack(terms).double().cpu().numpy())
+            parts += fitting.each(judge, rows[start : start + SCORING_BATCH])
     network.train(training)
     joined = np.concatenate([np.empty((2, 0)), *parts], axis=1)
     return HeldOutTerms(joined[0], joined[1])

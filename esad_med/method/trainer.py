@@ -11,20 +11,21 @@ OUT/...             the detector; see detector.py
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esad_med.base.runs import Progress, no_progress
+from esad_med.base.locks import hold_folder
+from esad_med.base.runs import Progress, ensure_folder, no_progress
 from esad_med.base.store import SampleStore
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import InputContract
 from esad_med.method.datasets import choose_training_set
 from esad_med.method.detector import Detector
-from esad_med.method.devices import choose_device
+from esad_med.method.distributed import Ranks, open_ranks
 from esad_med.method.folds import held_out_by
 from esad_med.method.member import Member, MemberData, Row
 from esad_med.method.problem import (
@@ -34,7 +35,13 @@ from esad_med.method.problem import (
     pose_problem,
     use_bfloat16,
 )
-from esad_med.method.training_folder import curves, open_folder, write_metrics, write_run
+from esad_med.method.training_folder import (
+    curves,
+    open_folder,
+    refuse_other_folder,
+    write_metrics,
+    write_run,
+)
 
 Say = Callable[[str], None]
 _FEW_NORMALS = 100  # held out: a percentile is then a step of more than one percent
@@ -56,6 +63,9 @@ def train(
     On a CPU the same store, settings and versions give the same weights bit by bit, also when the
     training was interrupted and resumed.
 
+    Started by `torchrun`, all its processes train together (`distributed.py`); they go on from the
+    last completed epoch where it started them again.
+
     Args:
         store: the samples; rows of split "test" are never touched.
         config: the settings.
@@ -68,23 +78,42 @@ def train(
 
     Raises:
         CaseError: the store's rows do not allow this training.
-        ConfigError: ``out`` holds another training, or cannot be written.
+        ConfigError: ``out`` holds another training, cannot be written, or another run is at work
+            there.
         ModelError: the loss is no longer finite, or a checkpoint is damaged.
         StoreError: the samples are damaged, or neither pictures nor vectors.
     """
     started = time.time()
     store.verify()
     problem = _pose(store, config, preparation)
-    device = choose_device(config.device)
-    open_folder(out, store, config, resume=resume, overwrite=overwrite)
-    say(_describe(problem))
-    with _private_randomness(device):
-        weights, history = _train_members(problem, out, device, resume, progress, say)
-        detector = assemble_detector(problem, weights, device)
-    write_metrics(out, history)
-    write_run(out, config, device, started)
-    detector.save(out)
+    with open_ranks(config.device) as ranks, ExitStack() as alone:
+        if not ranks.is_first:
+            progress, say = no_progress, _say_nothing
+        ranks.check_alike({"samples": store.digest, "settings": config.model_dump_json()})
+        if ranks.is_first:
+            refuse_other_folder(out)
+            alone.enter_context(hold_folder(ensure_folder(out)))
+            resume = resume or ranks.has_noted(f"began {out}")
+            open_folder(out, store, config, resume=resume, overwrite=overwrite)
+            ranks.note(f"began {out}")
+        say(_describe(problem))
+        with _private_randomness(ranks.device):
+            weights, history = _train_members(problem, out, ranks, progress, say)
+            detector = assemble_detector(problem, weights, ranks.device)
+        if ranks.is_first:
+            write_metrics(out, history)
+            write_run(out, config, ranks, started)
+            detector.save(out)
+        ranks.wait()
     return detector
+
+
+def _say_nothing(_: str) -> None:
+    """The ranks behind the first."""
+
+
+def _draw_nothing(_: Row) -> None:
+    """The ranks behind the first."""
 
 
 def _pose(
@@ -109,8 +138,7 @@ def _pose(
 def _train_members(
     problem: Problem,
     out: Path,
-    device: torch.device,
-    resume: bool,
+    ranks: Ranks,
     progress: Progress,
     say: Say,
 ) -> tuple[list[dict[str, Tensor]], list[Row]]:
@@ -123,13 +151,14 @@ def _train_members(
             MemberData(problem.samples, fold, problem.transform),
             config,
             problem.network,
-            device=device,
-            bfloat16=use_bfloat16(config, problem.network, device),
+            device=ranks.device,
+            bfloat16=use_bfloat16(config, problem.network, ranks.device),
             checkpoints=out / "checkpoints",
+            ranks=ranks,
         )
-        if resume and member.resume() and member.history:
+        if member.resume() and member.history:
             say(f"member {index}: resumed after epoch {len(member.history)}")
-        with curves(out, index) as draw:
+        with curves(out, index) if ranks.is_first else nullcontext(_draw_nothing) as draw:
 
             def on_epoch(
                 row: Row,

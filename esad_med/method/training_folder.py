@@ -14,6 +14,7 @@ import torch
 from esad_med.base.config import dump_yaml
 from esad_med.base.errors import ConfigError
 from esad_med.base.runs import (
+    LOCK,
     digest_bytes,
     ensure_folder,
     output_error,
@@ -26,6 +27,7 @@ from esad_med.base.runs import (
 from esad_med.base.store import SampleStore
 from esad_med.method.config import TrainConfig
 from esad_med.method.detector import CHECKSUMS, CONTRACT
+from esad_med.method.distributed import Ranks
 from esad_med.method.member import Row
 
 _RESUMABLE = {"epochs", "patience", "device"}  # may change between a run and its continuation
@@ -40,7 +42,7 @@ def open_folder(
         ConfigError: it holds a training and neither resume nor overwrite is asked for, another
             training than the one to resume, or something else than a training.
     """
-    _refuse_other_folder(out)
+    refuse_other_folder(out)
     request = {
         "samples": store.digest,
         "rows": store.contract["digests"]["samples.csv"],
@@ -61,29 +63,39 @@ def open_folder(
         )
     else:
         ensure_folder(out)
+        for mark in (out / CHECKSUMS, known):  # first: nobody goes on with what is half removed
+            mark.unlink(missing_ok=True)
         for folder in ("checkpoints", "tensorboard"):
             shutil.rmtree(out / folder, ignore_errors=True)
             ensure_folder(out / folder)
-        (out / CHECKSUMS).unlink(missing_ok=True)
         total = {**request, "epochs": config.epochs}
         write_json(known, total)
     write_text(out / "config.yaml", dump_yaml(config))
 
 
-def _refuse_other_folder(out: Path) -> None:
-    """A training writes README.md and empties checkpoints/: not in a folder of something else."""
+def refuse_other_folder(out: Path) -> None:
+    """Refuse a folder of something else: a training writes README.md and empties checkpoints/.
+
+    Raises:
+        ConfigError: it holds other files, or cannot be looked into.
+    """
     try:
         if not out.exists():
             return
         ours = {CONTRACT, CHECKSUMS, "checkpoints/request.json"}
         if out.is_dir() and (
             any((out / name).exists() for name in ours)
-            or not any(path.is_file() for path in out.rglob("*"))
+            or not any(path.is_file() and not _is_ours(path) for path in out.rglob("*"))
         ):
             return
     except OSError as error:
         raise output_error(out, error) from error
     raise ConfigError(f"{out}: exists and is not a detector's folder; choose another --out")
+
+
+def _is_ours(path: Path) -> bool:
+    """The lock of a training, and what a killed one was about to write."""
+    return path.name == LOCK or path.suffix == ".partial"
 
 
 def _check_request(
@@ -147,14 +159,16 @@ def write_metrics(out: Path, history: list[Row]) -> None:
     write_csv(out / "metrics.csv", columns, rows)
 
 
-def write_run(out: Path, config: TrainConfig, device: torch.device, started: float) -> None:
+def write_run(out: Path, config: TrainConfig, ranks: Ranks, started: float) -> None:
     """``run.json``: versions, device, duration; what may differ between equal trainings."""
+    device = ranks.device
     write_json(
         out / "run.json",
         {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - started, 1),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "ranks": ranks.count,
             "threads": torch.get_num_threads(),
             "seed": config.seed,
             "settings": digest_bytes(dump_yaml(config).encode()),

@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +132,9 @@ def save_png(path: Path, figure: Figure) -> None:
     """Write a figure as PNG, atomically and without a time stamp."""
     with mpl.rc_context(STYLE), atomic_file(path) as temporary, temporary.open("wb") as file:
         FigureCanvasAgg(figure)
-        with warnings.catch_warnings():  # a slide may be named in any script; a box stands for it
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            squeeze = {"compress_level": 1}  # a fifth of the default's time, and little more space
-            metadata = {"Software": "esad-med"}
+        squeeze = {"compress_level": 1}  # a fifth of the default's time, and little more space
+        metadata = {"Software": "esad-med"}
+        with _names_in_any_script():
             figure.savefig(file, format="png", metadata=metadata, pil_kwargs=squeeze)
 
 
@@ -150,8 +150,17 @@ def save_both(path: Path, figure: Figure) -> list[Path]:
 def _to_svg(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasSVG(figure)
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "esad-med"})
+    with _names_in_any_script():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "esad-med"})
     return buffer.getvalue()
+
+
+@contextmanager
+def _names_in_any_script() -> Iterator[None]:
+    """A slide may be named in any script; a box stands for what the font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def _draw_histogram(

@@ -1,6 +1,7 @@
 """What the pages share: templates, numbers as people read them, pictures inside the page."""
 
 import base64
+import hashlib
 import io
 import math
 from importlib import resources
@@ -31,6 +32,18 @@ def make_environment() -> jinja2.Environment:
 def read_template(name: str) -> str:
     """A template or style sheet of this package."""
     return resources.files("esad_med.outputs.templates").joinpath(name).read_text("utf-8")
+
+
+def content_policy(style: str) -> str:
+    """The page's Content-Security-Policy: this very style sheet, pictures inside the page, no more.
+
+    So nothing that slipped into a page could run, load, or change how it looks.
+    """
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none';"
+        " form-action 'none'"
+    )
 
 
 def format_number(value: float) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from esad_med.base.runs import write_text
 from esad_med.outputs.figures import histogram_svg
 from esad_med.outputs.heatmap import UNTILED, Bytes, colorize, normal_limits, rasterize_tiles
-from esad_med.outputs.pages import data_uri, make_environment, read_template
+from esad_med.outputs.pages import content_policy, data_uri, make_environment, read_template
 
 _OVERVIEW_PX = 900
 _PICTURE_HEIGHT_PX = 700  # a tall slide is narrowed rather than shown over two screens
@@ -122,19 +122,30 @@ def render_report(report: SlideReport) -> str:
     """The page as HTML; the same report gives the same text."""
     page = make_environment().get_template("slide.html")
     thumbnail, downsample = _shrink_overview(report.thumbnail, report.downsample)
+    width_px = round(_PICTURE_HEIGHT_PX * thumbnail.shape[1] / thumbnail.shape[0])
+    bar, bar_share = _scale_bar(report)
+    style = read_template("slide.css") + _sizes(width_px, bar_share)
     return page.render(
         report=report,
         shown_failures=_SHOWN_FAILURES,
-        style=read_template("slide.css"),
+        style=style,
+        policy=content_policy(style),
         thumbnail=data_uri(thumbnail, "JPEG"),
         overlay=data_uri(_overlay(report, thumbnail, downsample), "JPEG"),
-        scale_bar=_scale_bar(report),
-        picture_width=round(_PICTURE_HEIGHT_PX * thumbnail.shape[1] / thumbnail.shape[0]),
+        scale_bar=bar,
         legend=data_uri(_legend(), "PNG"),
         limits=normal_limits(report.normal_quantiles),
         histogram=_svg_uri(histogram_svg(report.score, marks=_marks(report))),
         most=[_describe_tile(report, tile) for tile in report.most],
         least=[_describe_tile(report, tile) for tile in report.least],
+    )
+
+
+def _sizes(width_px: int, bar_share: float) -> str:
+    """This slide's part of the style sheet: the policy allows no ``style`` in a tag."""
+    return (
+        f".picture {{ width: min(100%, {width_px}px); }}\n"
+        f".scale {{ width: {100 * bar_share:.2f}%; }}\n"
     )
 
 
@@ -173,14 +184,14 @@ def _legend() -> Bytes:
     return np.ascontiguousarray(np.repeat(ramp, 8, axis=0))
 
 
-def _scale_bar(report: SlideReport) -> dict[str, object]:
-    """A round length of about a fifth of the slide, and its share of the picture's width."""
+def _scale_bar(report: SlideReport) -> tuple[str, float]:
+    """A round length of about a fifth of the slide in words, and its share of the width."""
     width_um = report.slide_size[0] * report.slide_mpp
     target = width_um / 5
     power = 10 ** math.floor(math.log10(target))
     length = max(step * power for step in (1, 2, 5) if step * power <= target)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    return {"share": length / width_um, "text": text}
+    return text, length / width_um
 
 
 def _marks(report: SlideReport) -> dict[str, float]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from esad_med.base.errors import ConfigError
-from esad_med.base.runs import Progress, Say, no_progress
+from esad_med.base.execution import HERE, Place
+from esad_med.base.locks import hold_folder
+from esad_med.base.runs import Progress, Say, claim_run_folder, no_progress
 from esad_med.base.store import SampleStore
 from pipelines.paper.data import read_run
 from pipelines.paper.estimates import (
@@ -61,7 +63,7 @@ class Plan:
         todo: the selected runs without a result; failed ones are tried again.
         unprepared: data sets whose stores must be made first.
         left: how long they may take.
-        jobs: worker processes.
+        place: where they are done.
     """
 
     out: Path
@@ -71,7 +73,7 @@ class Plan:
     todo: list[Run]
     unprepared: list[str]
     left: Estimate
-    jobs: int
+    place: Place
 
     def __str__(self) -> str:
         """Such as "360 runs, 120 done, 240 to do: about 3 h 20 min (from finished runs)"."""
@@ -156,7 +158,7 @@ def samples_folder(plan: Plan, given: Path | None) -> Path:
 
 
 def plan_suite(
-    config: BenchmarkConfig, out: Path, *, selection: str | None = None, jobs: int = 1
+    config: BenchmarkConfig, out: Path, *, selection: str | None = None, place: Place = HERE
 ) -> Plan:
     """Plan a benchmark; nothing is written.
 
@@ -164,7 +166,7 @@ def plan_suite(
         config: which runs, and with which settings.
         out: the folder of the benchmark, new or begun.
         selection: only these of the runs, see `select_runs`.
-        jobs: worker processes.
+        place: where runs are done.
 
     Raises:
         ConfigError: impossible settings, others than the folder was begun with, or no run.
@@ -182,9 +184,9 @@ def plan_suite(
     done = {result.run for result in results}
     todo = [run for run in runs if run not in done]
     guess = partial(guess_seconds, sizes={**PUBLISHED_SIZES, **store_sizes(out)})
-    left = estimate(todo, results, config, jobs=jobs, guess=guess)
+    left = estimate(todo, results, config, jobs=max(1, place.workers), guess=guess)
     unprepared = missing_stores(out, (run.data for run in todo))
-    return Plan(out, config, whole, runs, todo, unprepared, left, jobs)
+    return Plan(out, config, whole, runs, todo, unprepared, left, place)
 
 
 def run_suite(
@@ -204,7 +206,8 @@ def run_suite(
         progress: called with the number of runs done.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds something else than a benchmark.
+        ConfigError: the folder cannot be written, holds something else than a benchmark, or another
+            benchmark is at work there.
         CaseError: the data is missing or damaged.
     """
     folder, makers = samples_folder(plan, given), dict[str, Maker]()
@@ -212,29 +215,31 @@ def run_suite(
         root = data_folder(plan.config.suite, given)
         makers = find_makers(plan.unprepared, root, plan.config)
     _check_samples([run for run in plan.todo if run.data not in makers], plan.config, folder)
-    taken = BenchmarkFolder(plan.out, plan.whole, say)
-    make_stores(makers, folder, say=say, progress=progress)
-    _check_samples([run for run in plan.todo if run.data in makers], plan.config, folder)
-    _check_sources(list(taken.outcomes.values()), stores_folder(plan.out))
-    work = partial(run_chunk, config=plan.config, folder=folder, out=plan.out)
-    with closing(run_chunks(make_chunks(plan.todo), work, jobs=plan.jobs)) as found:
-        for count, outcome in enumerate(found, start=1):
-            taken.record(outcome)
-            say(_line(outcome))
-            progress("runs", count, len(plan.todo))
-    outcomes = list(taken.outcomes.values())
-    tables = write_tables(plan.out, plan.whole, outcomes)
-    figures = write_plots(plan.out, plan.whole, outcomes)
-    figures += write_galleries(plan.out, stores_folder(plan.out), outcomes)
-    selected = [taken.outcomes[run.key] for run in plan.runs]
-    return BenchmarkSummary(
-        plan,
-        [found for found in selected if isinstance(found, Result)],
-        [found for found in selected if isinstance(found, FailedRun)],
-        tables,
-        figures,
-        sum(count_set_aside(folder / data).total() for data in {run.data for run in plan.runs}),
-    )
+    claim_run_folder(plan.out, "benchmark")
+    with hold_folder(plan.out):
+        taken = BenchmarkFolder(plan.out, plan.whole, say)
+        make_stores(makers, folder, say=say, progress=progress)
+        _check_samples([run for run in plan.todo if run.data in makers], plan.config, folder)
+        _check_sources(list(taken.outcomes.values()), stores_folder(plan.out))
+        work = partial(run_chunk, config=plan.config, folder=folder, out=plan.out)
+        with closing(run_chunks(make_chunks(plan.todo), work, place=plan.place)) as found:
+            for count, outcome in enumerate(found, start=1):
+                taken.record(outcome)
+                say(_line(outcome))
+                progress("runs", count, len(plan.todo))
+        outcomes = list(taken.outcomes.values())
+        tables = write_tables(plan.out, plan.whole, outcomes)
+        figures = write_plots(plan.out, plan.whole, outcomes)
+        figures += write_galleries(plan.out, stores_folder(plan.out), outcomes)
+        selected = [taken.outcomes[run.key] for run in plan.runs]
+        return BenchmarkSummary(
+            plan,
+            [found for found in selected if isinstance(found, Result)],
+            [found for found in selected if isinstance(found, FailedRun)],
+            tables,
+            figures,
+            sum(count_set_aside(folder / data).total() for data in {run.data for run in plan.runs}),
+        )
 
 
 def _check_samples(runs: Sequence[Run], config: BenchmarkConfig, folder: Path) -> None:

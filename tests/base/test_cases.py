@@ -2,7 +2,7 @@
 
 import pytest
 
-from esad_med.base.cases import check_patients, files_below, read_manifest
+from esad_med.base.cases import Case, check_cases, check_patients, files_below, read_manifest
 from esad_med.base.errors import CaseError
 
 
@@ -56,6 +56,42 @@ def test_a_full_manifest_is_read(folder):
 def test_a_bad_manifest_says_what_is_wrong(folder, text, message):
     with pytest.raises(CaseError, match=message):
         read_manifest(manifest(folder, text))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("..", ".hidden", "-rf", "a.", "a. .", "a/b", "a\\b", "Run.json", "x" * 201),
+        *("CON", "nul.txt", "com1", "LPT9.tif.gz", "Aux .x", "=1+1", "@a", "+a", "\uff1da"),
+        *(
+            "a\u202eb",
+            "a\u200bb",
+            "a\u2066b",
+            "a\x07b",
+            "a\x1b[2J",
+            "a\ufeffb",
+            "a\xadb",
+            "a\u2028b",
+        ),
+    ],
+)
+def test_names_that_are_none_everywhere_are_refused(folder, name):
+    with pytest.raises(CaseError, match="must be usable as a folder's name") as found:
+        check_cases([Case(name, folder / "a.tif")], source="m.csv")
+    assert str(found.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["s07", "S 07 (2)", "größe", "病理-1", "a..b", "a=b", "5-", "console"]
+)
+def test_plain_names_pass(folder, name):
+    check_cases([Case(name, folder / "a.tif")], source="m.csv")
+
+
+@pytest.mark.parametrize(("a", "b"), [("s1", "S1"), ("\xe9", "e\u0301"), ("stra\xdfe", "STRASSE")])
+def test_names_that_a_file_system_takes_for_one_are_refused(folder, a, b):
+    with pytest.raises(CaseError, match=r"differs from '.+' by case or accent"):
+        check_cases([Case(a, folder / "a.tif"), Case(b, folder / "b.tif")], source="m.csv")
 
 
 def test_a_missing_manifest_is_a_case_error(tmp_path):

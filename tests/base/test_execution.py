@@ -11,7 +11,7 @@ import pytest
 
 from esad_med.base import interrupts
 from esad_med.base.errors import CaseError, ConfigError, SlideError
-from esad_med.base.execution import InProcess, in_order, open_executor
+from esad_med.base.execution import HERE, InProcess, Place, in_order, open_executor
 
 
 def square(number: int) -> int:
@@ -30,9 +30,9 @@ def refuse_three(number: int) -> int:
     return number
 
 
-def test_one_worker_is_this_process_and_takes_items_as_they_are_needed() -> None:
+def test_here_is_this_process_and_takes_items_as_they_are_needed() -> None:
     taken = []
-    with open_executor(1) as executor:
+    with open_executor(HERE) as executor:
         assert isinstance(executor, InProcess)
         items = (taken.append(n) or n for n in range(5))
         results = in_order(executor, square, items, ahead=1)
@@ -56,7 +56,7 @@ def test_results_keep_the_order_of_the_items_however_long_each_takes() -> None:
 
 
 def test_what_the_work_raises_comes_where_its_result_would() -> None:
-    with open_executor(1) as executor:
+    with open_executor(HERE) as executor:
         results = in_order(executor, refuse_three, range(2, 5), ahead=1)
         assert next(results) == (2, 2)
         with pytest.raises(SlideError, match=r"three\.svs"):
@@ -78,14 +78,14 @@ def test_without_the_extra_the_message_names_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (
         pytest.raises(ConfigError, match=r"pip install 'esad-med\[cluster\]'"),
-        open_executor(2),
+        open_executor(Place(2)),
     ):
         pass
 
 
 def test_a_worker_that_dies_costs_its_item_alone() -> None:
     pytest.importorskip("distributed")
-    with open_executor(2) as executor:
+    with open_executor(Place(2)) as executor:
         found = dict(in_order(executor, die_of_three, range(6), ahead=4))
     assert isinstance(found[3], CaseError)
     assert "died" in str(found[3])
@@ -106,7 +106,7 @@ def test_what_only_waited_beside_a_deadly_item_is_tried_again() -> None:
             raise KilledWorker
         return item
 
-    with open_executor(1) as executor:
+    with open_executor(HERE) as executor:
         found = dict(in_order(executor, work, range(6), ahead=4))
     assert isinstance(found.pop(3), CaseError)
     assert found == {0: 0, 1: 1, 2: 2, 4: 4, 5: 5}
@@ -116,7 +116,7 @@ def test_what_only_waited_beside_a_deadly_item_is_tried_again() -> None:
 def test_workers_listen_on_the_loopback_only() -> None:
     pytest.importorskip("distributed")
     psutil = pytest.importorskip("psutil")
-    with open_executor(2) as executor:
+    with open_executor(Place(2)) as executor:
         assert executor.submit(square, 3).result(timeout=60) == 9
         family = [psutil.Process(), *psutil.Process().children(recursive=True)]
         places = [
@@ -136,9 +136,9 @@ def test_workers_inherit_the_environment_but_have_one_thread() -> None:
     pytest.importorskip("distributed")
     code = (
         "import os\n"
-        "from esad_med.base.execution import open_executor\n"
+        "from esad_med.base.execution import Place, open_executor\n"
         "if __name__ == '__main__':\n"
-        "    with open_executor(2) as executor:\n"
+        "    with open_executor(Place(2)) as executor:\n"
         "        for name in ('ESAD_PLAIN', 'OMP_NUM_THREADS', 'MALLOC_TRIM_THRESHOLD_'):\n"
         "            print(executor.submit(os.getenv, name).result(timeout=60))\n"
     )

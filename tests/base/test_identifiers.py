@@ -6,6 +6,7 @@ import hmac
 import os
 import stat
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -125,3 +126,13 @@ def test_folders_that_cannot_be_made_are_refused(tmp_path):
         Pseudonyms(tmp_path / "file" / "private")
     with pytest.raises(ConfigError):
         Pseudonyms(tmp_path / "p", key_file=tmp_path / "nowhere" / "key")
+
+
+@pytest.mark.parametrize("identifier", ["=1+1", "'=1", "''x", "+A1", "@a", "-5", "-x", "a\rb", "'"])
+def test_no_identifier_is_a_formula_in_the_map_and_all_come_back(tmp_path, identifier):
+    names = Pseudonyms(tmp_path)
+    name = names.name("patient", identifier)
+    names.save()
+    assert Pseudonyms(tmp_path).resolve(name) == identifier
+    (shown,) = pd.read_csv(tmp_path / "map.csv", dtype=str)["identifier"]
+    assert shown[0] == "'" or shown == "-5"

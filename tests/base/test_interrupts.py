@@ -25,6 +25,15 @@ def test_ctrl_c_is_answered_between_steps() -> None:
     raise_if_interrupted()  # what was pressed in one run says nothing about the next
 
 
+def test_sigterm_is_answered_like_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with noted_interrupts():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_one_inside_a_callback_is_not_lost() -> None:
     """Python swallows an exception there, so a KeyboardInterrupt would change nothing."""
 

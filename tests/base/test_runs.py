@@ -98,3 +98,13 @@ def test_a_run_folder_belongs_to_one_command(tmp_path):
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(ConfigError, match="no result of `screen`"):
         claim_run_folder(tmp_path / "mine", "screen")
+
+
+def test_a_journal_goes_on_after_a_line_that_a_crash_cut_off(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    Journal(path).record("a", "1")
+    with path.open("a") as file:
+        file.write('{"case_id": "b", "ke')
+    Journal(path).record("c", "3")
+    found = Journal(path)
+    assert [found.key_of(name) for name in "abc"] == ["1", "", "3"]

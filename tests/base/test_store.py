@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from esad_med.base.errors import ConfigError, StoreError
-from esad_med.base.store import SampleStore, StoreWriter, open_if_store, write_store
+from esad_med.base.store import SampleStore, open_if_store
+from esad_med.base.store_writing import StoreWriter, write_store
 
 
 def rows(count, **columns):

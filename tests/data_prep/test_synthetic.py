@@ -22,7 +22,8 @@ from data_prep.synthetic import (
 from data_prep.vahadane import REFERENCE_MATRIX, ordered, stain_angle
 from esad_med.base.cases import Case, read_manifest
 from esad_med.base.errors import StoreError
-from esad_med.base.store import SampleStore, write_store
+from esad_med.base.store import SampleStore
+from esad_med.base.store_writing import write_store
 
 
 @pytest.fixture(scope="module")

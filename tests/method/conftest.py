@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from esad_med.base.store import SampleStore, write_store
+from esad_med.base.store import SampleStore
+from esad_med.base.store_writing import write_store
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import Calibration, Contract, InputContract, Training
 from esad_med.method.detector import Detector

@@ -1,10 +1,12 @@
 """Scores, save and load, damage, and everything a detector must refuse."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -13,6 +15,7 @@ from esad_med.base.errors import ConfigError, ModelError
 from esad_med.base.store import SampleStore
 from esad_med.method.contract import Calibration
 from esad_med.method.detector import Detector, choose_device
+from esad_med.method.networks import EsadOutput, ImageNetwork
 from esad_med.method.terms import TermSpec
 
 TILES = np.random.default_rng(0).integers(0, 256, (23, 32, 32, 3), dtype=np.uint8)
@@ -42,6 +45,44 @@ def test_scores_do_not_depend_on_batch_size_or_order(detector: Detector) -> None
     np.testing.assert_allclose(shuffled, whole[:, order], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
     assert whole[0].std() > 1e-4  # they do depend on the sample
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """A device that holds so many samples at once; the sizes that were tried."""
+    honest, tried = ImageNetwork.forward, []
+
+    def forward(self: ImageNetwork, x: torch.Tensor) -> EsadOutput:
+        tried.append(len(x))
+        if len(x) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(self, x)
+
+    monkeypatch.setattr(ImageNetwork, "forward", forward)
+    return tried
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores, maps = detector.examine(TILES)
+    tried = limit_memory(monkeypatch, 3)
+    with caplog.at_level(logging.WARNING, "esad_med"):
+        np.testing.assert_allclose(
+            np.stack(detector.score(TILES, batch_size=12)), np.stack(scores), rtol=1e-5, atol=1e-5
+        )
+    assert [size for size in tried if size > 3] == [12, 6]  # never tried again
+    assert "out of memory on the device with 12 samples" in caplog.text
+    found, found_maps = detector.examine(TILES)
+    np.testing.assert_allclose(np.stack(found), np.stack(scores), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found_maps, maps, rtol=1e-5, atol=1e-5)
+
+
+def test_a_device_that_holds_no_sample_is_an_error(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_memory(monkeypatch, 0)
+    with pytest.raises(ConfigError, match="out of memory on the device with a single sample"):
+        detector.score(TILES)
 
 
 def test_views_make_the_score_of_a_mirrored_tile_the_same(detector: Detector) -> None:

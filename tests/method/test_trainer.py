@@ -1,5 +1,6 @@
 """Training: learns, repeats bit by bit, resumes, stops where the loss is not finite."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,86 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     train(store, vector_config(members=1, epochs=2), out, resume=True)
     train(store, vector_config(members=1, epochs=2), tmp_path / "two")
     assert weights_of(out) == weights_of(tmp_path / "two")
+
+
+def test_out_of_memory_says_what_to_do_and_what_it_says_works(
+    vector_store: MakeStore,
+    vector_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, config, out = vector_store(), vector_config(members=1), tmp_path / "d"
+    honest, calls = EsadLoss.__call__, iter(range(1000))
+
+    def fill_the_device(self: EsadLoss, output: Any, target: Any) -> torch.Tensor:
+        if next(calls) >= 8:  # 3 batches an epoch
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return honest(self, output, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EsadLoss, "__call__", fill_the_device)
+        with pytest.raises(ConfigError, match=r"epoch 3: out of memory.* 20 samples.*batch_size=8"):
+            train(store, config, out)
+    train(store, config, out, resume=True)
+    train(store, config, tmp_path / "whole")
+    assert weights_of(out) == weights_of(tmp_path / "whole")
+
+
+def test_what_a_kill_left_of_a_folder_does_not_stand_in_the_way(
+    vector_store: MakeStore,
+    vector_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise StoppedError
+
+    store, out = vector_store(), tmp_path / "d"
+    (out / "checkpoints").mkdir(parents=True)
+    cut_off = out / "checkpoints" / ".request.json.1.partial"
+    cut_off.write_text("{")
+    train(store, vector_config(epochs=1), out)
+    assert not cut_off.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", stop)
+        with pytest.raises(StoppedError):
+            train(store, vector_config(seed=1), out, overwrite=True)
+    with pytest.raises(ModelError, match="not a finished detector"):
+        Detector.load(out)
+    train(store, vector_config(seed=1), out, resume=True)  # nothing of the old one is gone on with
+    train(store, vector_config(seed=1), tmp_path / "whole")
+    assert weights_of(out) == weights_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "contract.json", "README.md"])
+def test_a_kill_between_the_files_of_a_detector_leaves_none_that_loads(
+    vector_store: MakeStore,
+    vector_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+) -> None:
+    """An older detector stands there already: parts of both must not be taken for one."""
+    honest = Path.replace
+
+    def stop_after(self: Path, target: Path) -> Path:
+        done = honest(self, target)
+        if Path(target) == tmp_path / "d" / file:
+            raise StoppedError
+        return done
+
+    store, out = vector_store(), tmp_path / "d"
+    train(store, vector_config(epochs=1), out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop_after)
+        with pytest.raises(StoppedError):
+            train(store, vector_config(epochs=2), out, resume=True)
+    with pytest.raises(ModelError, match="not a finished detector"):
+        Detector.load(out)
+    train(store, vector_config(epochs=2), out, resume=True)
+    train(store, vector_config(epochs=2), tmp_path / "whole")
+    for name in ("weights.safetensors", "contract.json", "README.md", "checksums.json"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_rate_that_explodes_is_caught(

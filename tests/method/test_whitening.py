@@ -8,7 +8,8 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
-from esad_med.base.store import SampleStore, write_store
+from esad_med.base.store import SampleStore
+from esad_med.base.store_writing import write_store
 from esad_med.method.config import TrainConfig
 from esad_med.method.datasets import choose_training_set
 from esad_med.method.detector import Detector

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
@@ -315,3 +316,13 @@ def test_ranks_are_one_to_n_in_order(ranks):
 def test_an_alarm_percentile_is_a_percentile():
     with pytest.raises(ValueError, match="alarm percentile"):
         make_worklist(alarm_percentile=101.0)
+
+
+def test_the_policy_names_the_page_s_style_and_nothing_else():
+    page = full_page()
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = next(attrs["content"] for tag, attrs in parse(page).tags if "http-equiv" in attrs)
+    assert f"style-src 'sha256-{digest}';" in policy
+    assert "unsafe" not in policy
+    assert not [name for _, attrs in parse(page).tags for name in attrs if name == "style"]

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from esad_med.base.errors import ImageError
-from pipelines.chest_xray import in_order
+from pipelines.chest_xray import on_threads
 
 
 def test_results_come_in_order_with_errors_in_their_place():
@@ -16,7 +16,7 @@ def test_results_come_in_order_with_errors_in_their_place():
             raise ImageError(f"bad {number}")
         return number * 10
 
-    found = list(in_order(work, range(20)))
+    found = list(on_threads(work, range(20)))
     assert [item for item, _ in found] == list(range(20))
     for item, result in found:
         if item % 5 == 0:
@@ -35,7 +35,7 @@ def test_no_more_is_read_ahead_than_asked_for():
             started += 1
         return number
 
-    results = in_order(work, range(1000), ahead=40)
+    results = on_threads(work, range(1000), ahead=40)
     for _ in range(10):
         next(results)
     time.sleep(0.05)
@@ -48,4 +48,4 @@ def test_what_is_no_error_of_the_user_s_is_raised():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(in_order(work, [1]))
+        list(on_threads(work, [1]))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from esad_med.base.errors import ConfigError
+from esad_med.base.execution import Place
 from pipelines.paper.jobs import Chunk, run_chunks
 from pipelines.paper.runs import FailedRun, Outcome, Result, Run
 
@@ -38,7 +39,7 @@ def threads(chunk: Chunk) -> Iterator[Outcome]:
 
 
 def wait(chunk: Chunk) -> Iterator[Outcome]:
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())  # in one piece: two workers share the pipe
     time.sleep(200)
     yield from measure(chunk)
 
@@ -49,28 +50,32 @@ def by_seed(outcomes: Iterator[Outcome]) -> list[Outcome]:
 
 def test_workers_give_what_one_process_gives():
     chunks = [runs(1, 2), runs(3), runs(4, 5, 6)]
-    together = by_seed(run_chunks(chunks, measure, jobs=2))
+    together = by_seed(run_chunks(chunks, measure, place=Place(2)))
     assert together == by_seed(run_chunks(chunks, measure))
     assert [outcome.run.seed for outcome in together] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_killed_worker_fails_its_runs_and_the_others_go_on():
-    outcomes = by_seed(run_chunks([runs(1, 66, 67), runs(3), runs(4), runs(5)], measure, jobs=2))
-    assert [type(outcome) for outcome in outcomes] == [Result] * 4 + [FailedRun] * 2
+def test_a_run_that_kills_its_worker_fails_alone():
+    outcomes = by_seed(
+        run_chunks([runs(1, 66, 67), runs(3), runs(4), runs(5)], measure, place=Place(2))
+    )
     assert [outcome.run.seed for outcome in outcomes] == [1, 3, 4, 5, 66, 67]
-    assert isinstance(outcomes[-1], FailedRun)
-    assert "killed by signal 9; if memory was short, take fewer --jobs" in outcomes[-1].message
+    (lost,) = [outcome for outcome in outcomes if not isinstance(outcome, Result)]
+    assert isinstance(lost, FailedRun)
+    assert (lost.run.seed, lost.error) == (66, "WorkerDied")
+    assert "its process died" in lost.message
+    assert "the next benchmark into this folder tries again" in lost.message
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_what_no_run_can_have_stops_all(jobs):
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_what_no_run_can_have_stops_all(workers):
     with pytest.raises(ConfigError, match="no run can have"):
-        list(run_chunks([runs(77), runs(1)], measure, jobs=jobs))
+        list(run_chunks([runs(77), runs(1)], measure, place=Place(workers)))
 
 
 def test_a_worker_has_one_thread_and_this_process_keeps_its_own(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    (outcome, _) = run_chunks([runs(1), runs(2)], threads, jobs=2)
+    outcome, _ = run_chunks([runs(1), runs(2)], threads, place=Place(2))
     assert isinstance(outcome, FailedRun)
     assert outcome.message == "1"
     assert "OMP_NUM_THREADS" not in os.environ
@@ -78,7 +83,7 @@ def test_a_worker_has_one_thread_and_this_process_keeps_its_own(monkeypatch):
 
 def test_workers_end_with_a_parent_that_is_killed():
     chunks = "[t.runs(1), t.runs(2)]"
-    program = f"import test_paper_jobs as t; list(t.run_chunks({chunks}, t.wait, jobs=2))"
+    program = f"import test_paper_jobs as t; list(t.run_chunks({chunks}, t.wait, place=t.Place(2)))"
     parent = subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parent,
@@ -95,8 +100,8 @@ def test_workers_end_with_a_parent_that_is_killed():
         parent.communicate()
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_ctrl_c_is_answered_between_runs(jobs, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_ctrl_c_is_answered_between_runs(workers, monkeypatch):
     seen: list[Outcome] = []
 
     def interrupt() -> None:
@@ -104,7 +109,8 @@ def test_ctrl_c_is_answered_between_runs(jobs, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr("pipelines.paper.jobs.raise_if_interrupted", interrupt)
-    outcomes = run_chunks([runs(n) for n in range(9)], measure, jobs=jobs)
+    monkeypatch.setattr("esad_med.base.execution.raise_if_interrupted", interrupt)
+    outcomes = run_chunks([runs(n) for n in range(9)], measure, place=Place(workers))
     with pytest.raises(KeyboardInterrupt):
         deque(map(seen.append, outcomes))
     assert 1 <= len(seen) < 9

@@ -185,7 +185,7 @@ def test_slides_run_through_to_the_table_and_the_figure(run_command, camelyon_co
 def test_workers_share_a_store_and_unsupervised_methods_take_no_labeled_outliers(
     run_command, camelyon_command, tmp_path
 ):
-    arguments = ("--methods", "isolation-forest", "--seeds", "0-1", "--jobs", 2)
+    arguments = ("--methods", "isolation-forest", "--seeds", "0-1", "--workers", 2)
     outcome = run_command(*camelyon_command, *arguments)
     assert outcome.code == 0, outcome.err
     rows = rows_of(tmp_path / "out" / "results.csv")

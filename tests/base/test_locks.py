@@ -1,0 +1,75 @@
+"""One run per output; what a killed run left is swept away, and nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from esad_med.base.errors import ConfigError
+from esad_med.base.locks import hold_folder, hold_output
+
+
+def test_a_second_run_in_a_folder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
+    with (
+        hold_folder(tmp_path),
+        pytest.raises(ConfigError, match=rf"another run .* \(process {os.getpid()} on "),
+        hold_folder(tmp_path),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with hold_folder(tmp_path):
+        pass
+
+
+def test_a_second_run_that_makes_the_same_store_is_refused(tmp_path: Path) -> None:
+    with (
+        hold_output(tmp_path / "new" / "store"),
+        hold_output(tmp_path / "new" / "other"),
+        pytest.raises(ConfigError, match="another run is writing here"),
+        hold_output(tmp_path / "new" / ".." / "new" / "store"),
+    ):
+        pass
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def killed_while(statement: str, out: Path) -> None:
+    """A process that is killed while it holds ``out`` and writes there."""
+    code = f"""
+        import os, signal
+        from pathlib import Path
+        from esad_med.base.locks import hold_folder, hold_output
+        from esad_med.base.runs import atomic_file, atomic_folder
+        out = Path({str(out)!r})
+        {statement}
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_run_left_in_its_folder_is_swept(tmp_path: Path) -> None:
+    inside = tmp_path / "a" / "b"
+    inside.mkdir(parents=True)
+    for name in (".config.partial", ".x.partial", "mine.txt", ".hidden"):
+        (inside / name).write_text("a user's own")
+    killed_while("with hold_folder(out), atomic_folder(out / 'a/b/case'):", tmp_path)
+    assert list(inside.glob(".case.*.partial"))
+    (inside / ".slide.abcdefgh.old").mkdir()  # moved away to be replaced, then came the kill
+    (inside / "slide.json").mkdir()
+    (inside / ".slide.json.abcdefgh.old").mkdir()
+    with hold_folder(tmp_path):
+        left = {path.name for path in inside.iterdir()}
+    assert left == {".config.partial", ".x.partial", "mine.txt", ".hidden", "slide", "slide.json"}
+
+
+def test_what_a_killed_run_left_beside_its_store_is_swept(tmp_path: Path) -> None:
+    killed_while("with hold_output(out), atomic_folder(out):", tmp_path / "store")
+    (tmp_path / ".other.abcdefgh.partial").mkdir()  # of another store, perhaps at work
+    assert len(list(tmp_path.glob(".store.*.partial"))) == 1
+    with hold_output(tmp_path / "store"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".other.abcdefgh.partial"]
