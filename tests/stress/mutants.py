@@ -11,7 +11,7 @@ from pathlib import Path
 
 from good_files import good_files
 from guarded import Task
-from malformed_folders import seal
+from malformed_folders import fit_checksums
 from xray_mutants import seeds
 
 _TOKENS = (
@@ -96,7 +96,7 @@ def _mutate_folder(
 
 def _seal_any(folder: Path) -> None:
     """Checksums that fit, of a checkpoint too."""
-    seal(folder)
+    fit_checksums(folder)
     pointer = folder / "member0.json"
     if pointer.exists():
         from esad_med.base.runs import digest_file
