@@ -228,8 +228,8 @@ def _add_feature(outlines: Outlines, feature: dict[str, Any], where: str) -> Non
     kind = geometry.get("type")
     if properties.get("objectType", "annotation") != "annotation":
         return
-    if kind not in {"Polygon", "MultiPolygon"}:
-        logger.warning("%s: geometry %s has no area, passed over", where, kind)
+    if kind not in ("Polygon", "MultiPolygon"):  # whatever JSON holds, which a set might not take
+        logger.warning("%s: geometry %.60r has no area, passed over", where, kind)
         return
     polygons = geometry.get("coordinates")
     polygons = [polygons] if kind == "Polygon" else polygons

@@ -33,11 +33,16 @@ def value_of(dataset: Dataset, name: str) -> Any:
 
 
 def text_of(dataset: Dataset, name: str) -> str:
-    """The first value of an element as text, empty where it is missing or damaged."""
+    """The first value of an element as text, empty where it is missing, damaged or a sequence."""
     value = value_of(dataset, name)
     if isinstance(value, (MultiValue, list)):
         value = value[0] if len(value) else None
-    return "" if value is None else str(value)
+    if value is None or isinstance(value, (Sequence, Dataset)):  # text would be all that is in it
+        return ""
+    try:
+        return str(value)
+    except DICOM_ERRORS:
+        return ""
 
 
 def items_of(dataset: Dataset, name: str) -> list[Dataset]:

@@ -316,7 +316,7 @@ class Journal:
                 try:
                     entry = json.loads(line)
                     self._done[entry["case_id"]] = {"key": entry["key"], **entry}
-                except (json.JSONDecodeError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # a line cut off by a crash: that case is simply done again
 
     def is_done(self, case_id: str, key: str) -> bool:

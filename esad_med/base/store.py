@@ -122,7 +122,7 @@ class SampleStore:
                 rows[name] = rows[name].astype("Int8")
         except KeyError as error:
             raise StoreError(f"{file}: column {error} is missing") from error
-        except (CaseError, OSError, ValueError, TypeError, pd.errors.ParserError) as error:
+        except (CaseError, OSError, ValueError, TypeError, ArithmeticError) as error:
             raise StoreError(f"{file}: not a table of samples ({error})") from error
         return rows
 

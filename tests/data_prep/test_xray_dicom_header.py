@@ -6,11 +6,13 @@ import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import Collection
 from xray_files import draw, make_dataset, to_bytes
 
 from data_prep.xray_dicom_header import age_of, read_header, view_of
+from data_prep.xray_dicom_values import text_of
 from data_prep.xray_header import plain
 from esad_med.base.errors import ImageError
 
@@ -184,3 +186,11 @@ def test_a_shown_code_is_short_and_holds_no_name(text):
     assert len(shown) <= 16
     assert all(letter.isascii() and (letter.isalnum() or letter in " _.+/-?") for letter in shown)
     assert plain(f"X{text}^") == "?"
+
+
+def test_a_sequence_where_text_belongs_says_nothing_of_what_is_in_it():
+    item = Dataset()
+    item.PatientName = "Secret^Sam"
+    dataset = make_dataset(draw())
+    dataset[0x00080060] = DataElement(0x00080060, "SQ", [item])
+    assert text_of(dataset, "Modality") == ""

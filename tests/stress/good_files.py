@@ -103,7 +103,7 @@ def write_store(folder: Path) -> Path:
     """Six tiles of two cases."""
     import pandas as pd
 
-    from esad_med.base.store import write_store as write
+    from esad_med.base.store_writing import write_store as write
 
     samples = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     rows = pd.DataFrame(

@@ -191,6 +191,7 @@ def bad_geometries() -> dict[str, str]:
         .replace('"properties": {', '"properties": [{')
         .replace("}}]}", "}}]}]}"),
         "an unknown kind": feature({"type": "Circle", "coordinates": [1, 2]}),
+        "a kind of a list": feature({"type": ["Polygon"], "coordinates": [1, 2]}),
         "a point": feature({"type": "Point", "coordinates": [1, 2]}),
         "a line": feature({"type": "LineString", "coordinates": CORNERS}),
         "no coordinates": feature({"type": "Polygon"}),

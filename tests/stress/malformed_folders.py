@@ -54,7 +54,7 @@ def bytes_of(file: str, make: Callable[[bytes], bytes], *, seal: bool = True) ->
         path = folder / file
         path.write_bytes(make(path.read_bytes()))
         if seal:
-            _seal(folder)
+            fit_checksums(folder)
 
     return change
 
@@ -77,7 +77,7 @@ def values_of(file: str, *, seal: bool = True, **values: Any) -> Change:
     return bytes_of(file, edit, seal=seal)
 
 
-def _seal(folder: Path) -> None:
+def fit_checksums(folder: Path) -> None:
     """Checksums that fit."""
     if (folder / "checksums.json").exists():
         names = ("weights.safetensors", "contract.json")
@@ -316,7 +316,7 @@ def _nan_weights(folder: Path) -> None:
     weights = {n: w.fill_(torch.nan) if w.is_floating_point() else w
                for n, w in load(path.read_bytes()).items()}  # fmt: skip
     path.write_bytes(save(weights))
-    _seal(folder)
+    fit_checksums(folder)
 
 
 def odd_detectors() -> Mapping[str, Change]:

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from esad_med.base.runs import digest_file
-from esad_med.base.store import write_store
+from esad_med.base.store_writing import write_store
 from esad_med.method.detector import Detector
 
 ROOT = Path(__file__).resolve().parents[2]
