@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esad_med.base.runs import Progress, no_progress
+from esad_med.base.runs import Progress, no_progress, versions
 from esad_med.base.store import SampleStore
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import InputContract
@@ -71,7 +71,8 @@ def train(
 
     Raises:
         CaseError: the store's rows do not allow this training.
-        ConfigError: ``out`` holds another training, or cannot be written.
+        ConfigError: ``out`` holds another training, or cannot be written; the device's memory does
+            not hold a batch; another process was lost, or is asked for another training.
         ModelError: the loss is no longer finite, or a checkpoint is damaged.
         StoreError: the samples are damaged, or neither pictures nor vectors.
     """
@@ -81,7 +82,7 @@ def train(
     with open_ranks(config.device) as ranks:
         if not ranks.is_first:
             progress, say = no_progress, _say_nothing
-        ranks.check_alike({"samples": store.digest, "settings": config.model_dump_json()})
+        ranks.check_alike(_identity(problem, ranks))
         if ranks.is_first:
             resume = resume or ranks.has_noted(f"began {out}")
             open_folder(out, store, config, resume=resume, overwrite=overwrite)
@@ -96,6 +97,16 @@ def train(
             detector.save(out)
         ranks.wait()
     return detector
+
+
+def _identity(problem: Problem, ranks: Ranks) -> dict[str, str]:
+    """What processes that train together must have in common."""
+    return {
+        "samples": problem.data_digest + problem.rows_digest,
+        "settings": problem.config.model_dump_json(),
+        "versions": str(versions()),
+        "precisions": str(use_bfloat16(problem.config, problem.network, ranks.device)),
+    }
 
 
 def _say_nothing(_: str) -> None:
