@@ -84,8 +84,11 @@ def test_a_file_cut_off_by_the_disk_never_stands(name, commands, tmp_path, round
 
 @pytest.mark.parametrize(
     ("owner", "step", "nth"),
-    [(os, "fsync", 1), (os, "fsync", 2), (Path, "replace", 1), (Path, "replace", 2)]
-    + [(Path, "rename", 1)],
+    [
+        *((os, "fsync", nth) for nth in (1, 2)),
+        *((Path, "replace", nth) for nth in (1, 2)),
+        (Path, "rename", 1),
+    ],
 )
 @pytest.mark.parametrize("name", ["tile", "screen"])
 def test_a_step_that_the_system_refuses_ends_the_run_and_not_the_results(
