@@ -4,6 +4,7 @@ An executor is that of `concurrent.futures`, so that whoever shares out work nee
 A task is a case or a block of cases: a slide, some studies, a chunk of runs.
 """
 
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from esad_med.base.errors import CaseError, ConfigError
-from esad_med.base.guards import STOOD_STILL, TOO_LONG, guarded
+from esad_med.base.errors import CaseError, ConfigError, EsadError
+from esad_med.base.guards import STOOD_STILL, TOO_LONG, be_quiet, guarded
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Progress, no_progress
@@ -74,6 +75,8 @@ class Place:
 
 
 HERE = Place()
+#: Attribute of an unexpected error from another process: where it was raised there.
+FRAMES = "frames_there"
 _CLUSTER_AHEAD = 256
 
 
@@ -153,12 +156,18 @@ class _Guarded(Generic[T, R]):
     limits: Limits
 
     def __call__(self, item: T) -> R | CaseError:
+        be_quiet()
         try:
             with guarded(self.limits):
                 return self.work(item)
         except CaseError as error:
             if isinstance(error.__cause__, MemoryError):
                 return error
+            raise
+        except EsadError:
+            raise
+        except Exception as error:  # a traceback does not travel
+            vars(error)[FRAMES] = "".join(traceback.format_tb(error.__traceback__))
             raise
 
 

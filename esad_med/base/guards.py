@@ -1,11 +1,13 @@
 """Limits of time and memory on the case at work in this process, which ends where it must."""
 
+import logging
 import multiprocessing
 import os
 import resource
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,17 @@ def stay_with_parent() -> None:
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os._exit(1)
+
+
+def be_quiet() -> None:
+    """Let no library's words about a file's values reach this process's stderr.
+
+    The command line drops them as well; here they would pass it by.
+    """
+    warnings.simplefilter("ignore")
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.NullHandler())
 
 
 @contextmanager

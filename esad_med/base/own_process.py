@@ -1,5 +1,6 @@
 """An executor of one process beside this one: what crashes there costs its case, not the run."""
 
+import logging
 import multiprocessing
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from esad_med.base.execution import listen_with
 from esad_med.base.guards import stay_with_parent
-from esad_med.base.runs import Progress
+from esad_med.base.runs import OURS, Progress
 
 R = TypeVar("R")
 
@@ -28,7 +29,7 @@ class OwnProcess(Executor):
         self._pool = ProcessPool(
             max_workers=1,
             initializer=_begin,
-            initargs=(told,),
+            initargs=(told, {name: logging.getLogger(name).level for name in OURS}),
             context=multiprocessing.get_context("spawn"),  # a fork would inherit torch's threads
         )
 
@@ -65,12 +66,34 @@ def _listen(heard: "Connection[Any, Any]", progress: Progress, ended: threading.
     while not ended.is_set():
         # the main thread answers Ctrl-C; a process that died amid a message leaves half of it
         with suppress(KeyboardInterrupt, EOFError, OSError, UnpicklingError):
-            if heard.poll(_PATIENCE_SECONDS):
-                progress(*heard.recv())
+            if not heard.poll(_PATIENCE_SECONDS):
+                continue
+            kind, *values = heard.recv()
+            if kind == "log":
+                name, level, message = values
+                logging.getLogger(name).log(level, "%s", message)
+            else:
+                progress(*values)
 
 
-def _begin(told: "Connection[Any, Any]") -> None:
+class _Forward(logging.Handler):
+    """Sends our own messages to the command, which decides what is shown."""
+
+    def __init__(self, told: "Connection[Any, Any]") -> None:
+        super().__init__()
+        self._told = told
+        self.addFilter(lambda record: record.name.partition(".")[0] in OURS)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            self._told.send(("log", record.name, record.levelno, record.getMessage()))
+
+
+def _begin(told: "Connection[Any, Any]", levels: dict[str, int]) -> None:
     stay_with_parent()
+    logging.getLogger().addHandler(_Forward(told))
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     spoken = -1.0
 
     def tell(label: str, done: int, total: int) -> None:
@@ -78,6 +101,6 @@ def _begin(told: "Connection[Any, Any]") -> None:
         now = time.monotonic()
         if now - spoken > _PATIENCE_SECONDS or done == total:
             spoken = now
-            told.send((label, done, total))
+            told.send(("progress", label, done, total))
 
     listen_with(tell)

@@ -31,6 +31,9 @@ _VERSIONED = (
 )
 
 
+#: The packages whose log messages are ours.
+OURS = ("esad_med", "data_prep", "pipelines")
+
 #: The file that notes a run's complete cases, and marks its folder.
 JOURNAL = "journal.jsonl"
 

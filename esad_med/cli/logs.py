@@ -35,8 +35,9 @@ class _Formatter(logging.Formatter):
         return super().format(record)
 
     def formatException(self, ei: Any) -> str:
-        kind, _, trace = ei
-        return _frames(kind, trace)
+        kind, error, trace = ei
+        elsewhere = vars(error).get("frames_there", "") if error else ""
+        return f"{elsewhere}{_frames(kind, trace)}"
 
 
 class _JsonFormatter(_Formatter):

@@ -1,8 +1,10 @@
 """Time and memory of a case: whoever exceeds them loses the case, and the run goes on."""
 
 import ctypes
+import logging
 import os
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from esad_med.base.errors import CaseError
 from esad_med.base.execution import Place, in_blocks, in_order, open_executor, report
 from esad_med.base.limits import Limits
+from esad_med.cli.logs import say_unexpected, set_up_logs
 
 BESIDE = Place(1)
 
@@ -81,3 +84,34 @@ def test_a_process_of_its_own_ends_with_the_block(tmp_path: Path) -> None:
         assert pid != os.getpid()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def talk(path: str) -> str:
+    warnings.warn(f"{path}: Secret^Sam", stacklevel=1)
+    logging.getLogger("pydicom").warning("Secret^Sam")
+    logging.getLogger("data_prep.slides").warning("%s: no pixels there", path)
+    return path
+
+
+def fail_oddly(path: str) -> str:
+    raise KeyError(path)
+
+
+def test_our_own_messages_come_through_and_those_of_libraries_do_not(caplog, capfd) -> None:
+    with open_executor(BESIDE) as executor:
+        assert list(in_order(executor, talk, ["a"], ahead=1, limits=Limits())) == [("a", "a")]
+        time.sleep(0.5)
+    assert "a: no pixels there" in caplog.text
+    assert "Sam" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_an_unexpected_error_says_where_it_was_raised(caplog, capfd) -> None:
+    with open_executor(BESIDE) as executor:
+        results = in_order(executor, fail_oddly, ["Secret^" + "Sam"], ahead=1, limits=Limits())
+        with pytest.raises(KeyError) as caught:
+            next(results)
+    set_up_logs()
+    say_unexpected(caught.value)
+    said = "".join(capfd.readouterr())
+    assert "in fail_oddly" in said
+    assert "Secret^Sam" not in said
