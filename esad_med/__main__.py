@@ -2,4 +2,5 @@
 
 from esad_med.cli import main
 
-main()
+if __name__ == "__main__":  # a process beside the command imports this module
+    main()

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.xray import Xray, read_xray
-from data_prep.xray_chain import VALUE_RANGE, Preparation, XraySpec
+from data_prep.xray_chain import VALUE_RANGE, Preparation, XraySpec, xray_chain
 from esad_med.base.config import build_spec
 from esad_med.base.errors import EsadError, ModelError
 from esad_med.base.limits import Limits
@@ -35,6 +36,12 @@ class PreparedXray:
 
     xray: Xray
     sample: npt.NDArray[np.uint8]
+
+
+@cache
+def chain_of(spec: XraySpec) -> Preparation:
+    """The MONAI chain of a preparation, made once in a process."""
+    return xray_chain(spec)
 
 
 def prepare_xray(path: Path, *, spec: XraySpec, limits: Limits, chain: Preparation) -> PreparedXray:

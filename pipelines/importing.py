@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from data_prep.tiles import TileSpec
 from esad_med.base.cases import SPLITS, check_patients, read_table
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ImageError
+from esad_med.base.execution import HERE, Place, in_blocks, open_executor
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure, Progress, no_progress, write_failures
@@ -29,6 +30,7 @@ from pipelines.pathology import PathologyConfig, preparation
 
 _LABELS = {"0": 0, "normal": 0, "1": 1, "tumor": 1, "tumour": 1, "anomalous": 1, "": None}
 _BATCH = 256
+_BLOCK = 256  # pictures that a worker reads at a time
 _DECODING_ERRORS = (  # what Pillow is known to raise on damaged pictures
     *(OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError),
     *(EOFError, struct.error, zlib.error, Image.DecompressionBombError),
@@ -88,6 +90,7 @@ def import_tiles(
     *,
     target: StainTarget,
     overwrite: bool = False,
+    place: Place = HERE,
     progress: Progress = no_progress,
 ) -> ImportSummary:
     """Read the pictures that a table lists into a SampleStore.
@@ -106,7 +109,7 @@ def import_tiles(
     if not overwrite and open_if_store(out) is not None:
         raise ConfigError(f"{out}: a store exists; choose another --out, or pass --overwrite")
     summary = ImportSummary(out)
-    rows, crops = _read_crops(folder, rows, config, summary, progress)
+    rows, crops = _read_crops(_CropReader(folder, config), rows, place, summary, progress)
     if rows.empty:
         first = summary.failures[0]
         raise CaseError(
@@ -189,23 +192,46 @@ def _check_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(truth=truth, semi_label=np.where(labeled, -1, 1))
 
 
+@dataclass(frozen=True)
+class _CropReader:
+    """Reads pictures by their names; picklable, so that workers can."""
+
+    folder: Path
+    config: ImportConfig
+
+    def __call__(self, names: Sequence[str]) -> list[npt.NDArray[np.uint8] | EsadError]:
+        return [self._read(name) for name in names]
+
+    def _read(self, name: str) -> npt.NDArray[np.uint8] | EsadError:
+        raise_if_interrupted()
+        try:
+            return read_crop(self.folder / name, self.config.size_px, limits=self.config.limits)
+        except EsadError as error:
+            return error
+
+
 def _read_crops(
-    folder: Path,
+    reader: _CropReader,
     rows: pd.DataFrame,
-    config: ImportConfig,
+    place: Place,
     summary: ImportSummary,
     progress: Progress,
 ) -> tuple[pd.DataFrame, npt.NDArray[np.uint8]]:
-    crops = np.empty((len(rows), config.size_px, config.size_px, 3), dtype=np.uint8)
+    size, limits = reader.config.size_px, reader.config.limits
+    crops = np.empty((len(rows), size, size, 3), dtype=np.uint8)
     kept: list[int] = []
-    for index, name in enumerate(rows["image"]):
-        try:
-            crops[len(kept)] = read_crop(folder / name, config.size_px, limits=config.limits)
-            kept.append(index)
-        except EsadError as error:
-            case_id = str(rows["sample_id"].iloc[index])
-            summary.failures.append(Failure.of(case_id, "read", error))
-        progress("reading pictures", index + 1, len(rows))
+    names = rows["image"].tolist()
+    blocks = (names[at : at + _BLOCK] for at in range(0, len(names), _BLOCK))
+    with open_executor(place, shared=reader.folder) as executor:
+        read = in_blocks(executor, reader, blocks, ahead=place.ahead, limits=limits)
+        for index, (_, crop) in enumerate(read):
+            if isinstance(crop, EsadError):
+                case_id = str(rows["sample_id"].iloc[index])
+                summary.failures.append(Failure.of(case_id, "read", crop))
+            else:
+                crops[len(kept)] = crop
+                kept.append(index)
+            progress("reading pictures", index + 1, len(rows))
     return rows.iloc[kept].reset_index(drop=True), crops[: len(kept)]
 
 

@@ -2,21 +2,26 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.xray_chain import Preparation, XraySpec, xray_chain
+from data_prep.xray_chain import Preparation, XraySpec
 from esad_med.base.errors import ConfigError, EsadError
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure
 from esad_med.method.detector import Detector
 from esad_med.outputs.radiograph import shrink
-from pipelines.chest_xray import PreparedXray, on_threads, preparation_of, prepare_xray
+from pipelines.chest_xray import (
+    PreparedXray,
+    chain_of,
+    on_threads,
+    preparation_of,
+    prepare_xray,
+)
 from pipelines.triage_intake import Image, Study
 
 STUDY_RULE = (
@@ -40,7 +45,7 @@ class ViewDetector:
     @property
     def chain(self) -> Preparation:
         """From upright pixels to a sample."""
-        return _chain(self.spec)
+        return chain_of(self.spec)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -65,11 +70,6 @@ class ViewDetector:
         assert known is not None, "detectors of pictures have them"
         low, high = known
         return low, max(high, low + 1e-12)
-
-
-@cache
-def _chain(spec: XraySpec) -> Preparation:
-    return xray_chain(spec)
 
 
 def load_detectors(paths: Sequence[Path], *, device: str = "auto") -> dict[str, ViewDetector]:

@@ -20,10 +20,12 @@ from data_prep.nih import (
     read_nih_table,
 )
 from data_prep.xray import SUFFIXES
-from data_prep.xray_chain import VALUE_RANGE, XraySpec, xray_chain
+from data_prep.xray_chain import VALUE_RANGE, XraySpec
 from esad_med.base.cases import check_patients
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError, EsadError, ImageError
+from esad_med.base.execution import HERE, Place, in_blocks, open_executor
+from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import (
     Failure,
@@ -35,7 +37,7 @@ from esad_med.base.runs import (
 )
 from esad_med.base.store import open_if_store, refuse_other_folder
 from esad_med.base.store_writing import StoreWriter
-from pipelines.chest_xray import MODALITY, PreparedXray, on_threads, prepare_xray
+from pipelines.chest_xray import MODALITY, chain_of, on_threads, prepare_xray
 
 _BATCH = 256
 
@@ -209,12 +211,13 @@ def make_xray_store(
     *,
     lists: Sequence[str] = (),
     overwrite: bool = False,
+    place: Place = HERE,
     progress: Progress = no_progress,
 ) -> XraySummary:
     """Read the chosen images into a SampleStore.
 
     Images that are missing or cannot be read, and files that no row names, are recorded in
-    ``failures.csv``; the rest goes on.
+    ``failures.csv``; the rest goes on. A run that was killed is gone on with by the same request.
 
     Raises:
         CaseError: table or lists cannot be used, a patient crosses splits, no image was found.
@@ -237,8 +240,9 @@ def make_xray_store(
         summary.counts = store.contract["counts"]
         return summary
     size = config.xray.size_px
-    with StoreWriter(out, sample_shape=(size, size, 1), dtype="uint8") as writer:
-        kept = _write_samples(writer, rows, paths, config, summary, progress)
+    shape = (size, size, 1)
+    with StoreWriter(out, sample_shape=shape, dtype="uint8", request=request) as writer:
+        kept = _write_samples(writer, rows, paths, config, place, summary, progress)
         _recount(rows.iloc[kept], summary)
         writer.contract.update(_contract(config, rows.iloc[kept], lists, summary), request=request)
         write_failures(writer.folder / "failures.csv", summary.failures)
@@ -278,37 +282,80 @@ def _write_samples(
     rows: pd.DataFrame,
     paths: Mapping[int, Path],
     config: XrayStoreConfig,
+    place: Place,
     summary: XraySummary,
     progress: Progress,
 ) -> list[int]:
     """Append every image that can be read; the row numbers of those."""
-    chain = xray_chain(config.xray)
+    items = list(paths.items())
+    blocks = [items[at : at + _BATCH] for at in range(0, len(items), _BATCH)]
+    known = [writer.recorded(_name(block)) for block in blocks]
+    done = next((index for index, facts in enumerate(known) if facts is None), len(blocks))
     kept: list[int] = []
-    batch: list[npt.NDArray[np.uint8]] = []
-
-    def prepare(item: tuple[int, Path]) -> npt.NDArray[np.uint8]:
-        found: PreparedXray = prepare_xray(
-            item[1], spec=config.xray, limits=config.limits, chain=chain
+    for facts in known[:done]:
+        assert facts is not None
+        kept += facts["kept"]
+        summary.failures += [Failure(**values) for values in facts["failures"]]
+    with open_executor(place, shared=writer.folder) as executor:
+        read = in_blocks(
+            executor,
+            _SampleReader(config),
+            blocks[done:],
+            ahead=place.ahead,
+            limits=config.limits,
         )
-        return found.sample
-
-    def flush() -> None:
-        if batch:
-            writer.append(np.stack(batch), _store_rows(rows.iloc[kept[-len(batch) :]]))
-            batch.clear()
-
-    for done, ((index, _), sample) in enumerate(on_threads(prepare, paths.items()), start=1):
-        if isinstance(sample, EsadError):
-            image = str(rows["image"].iloc[index])
-            summary.failures.append(Failure.of(image, "read", sample))
-        else:
-            kept.append(index)
-            batch.append(sample)
-        if len(batch) == _BATCH:
-            flush()
-        progress("reading radiographs", done, len(paths))
-    flush()
+        for block in blocks[done:]:
+            found = [next(read) for _ in block]
+            kept += _write_block(writer, rows, found, summary, _name(block))
+            done += 1
+            progress("reading radiographs", min(done * _BATCH, len(items)), len(items))
     return kept
+
+
+def _name(block: Sequence[tuple[int, Path]]) -> str:
+    return f"rows {block[0][0]} to {block[-1][0]}"
+
+
+def _write_block(
+    writer: StoreWriter,
+    rows: pd.DataFrame,
+    found: Sequence[tuple[tuple[int, Path], npt.NDArray[np.uint8] | EsadError]],
+    summary: XraySummary,
+    name: str,
+) -> list[int]:
+    """Append the images of a block that could be read, and record it; their row numbers."""
+    failures = [
+        Failure.of(str(rows["image"].iloc[index]), "read", sample)
+        for (index, _), sample in found
+        if isinstance(sample, EsadError)
+    ]
+    good = [(index, sample) for (index, _), sample in found if not isinstance(sample, EsadError)]
+    kept = [index for index, _ in good]
+    if good:
+        writer.append(np.stack([sample for _, sample in good]), _store_rows(rows.iloc[kept]))
+    summary.failures += failures
+    writer.record(name, {"kept": kept, "failures": [asdict(failure) for failure in failures]})
+    return kept
+
+
+@dataclass(frozen=True)
+class _SampleReader:
+    """Reads blocks of files as samples; picklable, so that workers can."""
+
+    config: XrayStoreConfig
+
+    def __call__(
+        self, block: Sequence[tuple[int, Path]]
+    ) -> list[npt.NDArray[np.uint8] | EsadError]:
+        found = []
+        for _, result in on_threads(self._read, block):
+            raise_if_interrupted()
+            found.append(result)
+        return found
+
+    def _read(self, item: tuple[int, Path]) -> npt.NDArray[np.uint8]:
+        spec, limits = self.config.xray, self.config.limits
+        return prepare_xray(item[1], spec=spec, limits=limits, chain=chain_of(spec)).sample
 
 
 def _store_rows(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Who may import whom, as docs/architecture.md draws it; held over `ast`."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -159,3 +160,10 @@ def test_no_module_reads_what_could_run() -> None:
 )
 def test_what_could_run_is_seen(text: str) -> None:
     assert list(unsafe_loads(ast.parse(text)))
+
+
+def test_tables_are_written_in_three_places() -> None:
+    """Each of them sees to it that no cell is a formula."""
+    writers = re.compile(r"csv\.(writer|DictWriter)\(|\.to_csv\(")
+    found = {m for m, path in FILES.items() if writers.search(path.read_text(encoding="utf-8"))}
+    assert found == {"esad_med.base.runs", "esad_med.base.texts", "esad_med.base.identifiers"}

@@ -23,7 +23,6 @@ _LONGEST_NAME = 200  # file systems take 255, and .CASE.1234.partial must fit
 _WINDOWS_DEVICE = re.compile(
     r"(con|conin\$|conout\$|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])( *\..*)?", re.IGNORECASE
 )
-_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's controls, bidirectional and zero width signs
 _LABELS = {"normal": 0, "0": 0, "tumor": 1, "tumour": 1, "anomalous": 1, "1": 1, "": None}
 
 

@@ -70,7 +70,7 @@ class Place:
     @property
     def ahead(self) -> int:
         """How many tasks should be under way or wait: enough that no worker does."""
-        return _CLUSTER_AHEAD if self.scheduler else max(1, 2 * self.workers - 1)
+        return _CLUSTER_AHEAD if self.scheduler else max(1, 2 * self.workers)
 
 
 HERE = Place()

@@ -42,6 +42,7 @@ def xray(
     fraction: Annotated[float | None, typer.Option(help="Share of these that is labeled.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split and the drawn outliers.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count by table and lists.")] = False,
+    workers: Workers = 1,
     config: ConfigFile = None,
     settings: Set = None,
     overwrite: Overwrite = False,
@@ -49,6 +50,7 @@ def xray(
 ) -> None:
     """Read NIH chest X-rays by table and lists into a SampleStore."""
     from esad_med.base.config import load_config
+    from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from pipelines.xray_store import XrayStoreConfig, make_xray_store, plan_xray_store
 
@@ -73,7 +75,14 @@ def xray(
     assert out is not None
     with ProgressBar() as progress:
         summary = make_xray_store(
-            images, table, out, chosen, lists=lists, overwrite=overwrite, progress=progress
+            images,
+            table,
+            out,
+            chosen,
+            lists=lists,
+            overwrite=overwrite,
+            place=Place(workers),
+            progress=progress,
         )
     for failure in summary.failures[:_SHOWN]:
         say(f"{failure.case_id}: {failure.message}")

@@ -169,6 +169,7 @@ def import_(
     stain: Stain = None,
     stain_by: Annotated[str | None, typer.Option(help="One matrix per group, or per set.")] = None,
     target: Target = None,
+    workers: Workers = 1,
     config: ConfigFile = None,
     settings: Set = None,
     overwrite: Overwrite = False,
@@ -176,6 +177,7 @@ def import_(
 ) -> None:
     """Read a folder of tile pictures and a table into a SampleStore."""
     from esad_med.base.config import load_config
+    from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from pipelines.importing import ImportConfig, import_tiles
     from pipelines.pathology import load_target
@@ -199,6 +201,7 @@ def import_(
             chosen,
             target=load_target(target, chosen.stain),
             overwrite=overwrite,
+            place=Place(workers),
             progress=progress,
         )
     for failure in summary.failures:

@@ -53,7 +53,7 @@ class Ranks:
 
     @property
     def share(self) -> slice:
-        """Which samples of a batch are this rank's: of each kind as many as any other's, or one."""
+        """Which samples of a batch are this rank's; of each kind as many as any other's, ± 1."""
         return slice(self.rank, None, self.count)
 
     def share_batch(self, x: Tensor, target: Target) -> tuple[Tensor, Target]:
@@ -125,8 +125,8 @@ class Ranks:
             own = digest_bytes(value.encode()).encode()
             if self.from_first(own) != own:
                 raise ConfigError(
-                    f"rank {self.rank}: its {name} differ from the first rank's; start every"
-                    " machine with the same command, settings and a copy of the same store"
+                    f"rank {self.rank}: {name} differ from the first rank's; start every machine"
+                    " with the same command, versions and a copy of the same store"
                 )
 
 
@@ -169,7 +169,7 @@ def open_ranks(device: str) -> Iterator[Ranks]:
         ConfigError: more ranks on this machine than CUDA devices, or another rank was lost.
         KeyboardInterrupt: the others were interrupted, and so was this one.
     """
-    chosen, store = choose_device(device), _agent_store()
+    chosen, store = choose_device(device), _agent_store(_PATIENCE)
     count = int(os.environ["WORLD_SIZE"]) if store else 1
     if store is None or count == 1:
         yield Ranks(chosen, store=store)
@@ -198,12 +198,18 @@ def open_ranks(device: str) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def _agent_store() -> Store | None:
+def _agent_store(patience: timedelta) -> Store | None:
     """What `torchrun` remembers for its ranks, over restarts too; None without `torchrun`."""
     if not launched():
         return None
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(address, port, is_master=False, timeout=_PATIENCE)
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=not hosted and os.environ["RANK"] == "0",
+        timeout=patience,
+        multi_tenant=True,
+    )
     return PrefixStore("esad-med", store)
 
 
@@ -263,7 +269,7 @@ def first_to_fail() -> bool:
     The ranks need not have joined: `torchrun` keeps a store for them from the start.
     """
     try:
-        store = _agent_store()
+        store = _agent_store(timedelta(seconds=10))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return store is None or bool(store.add(f"failed {attempt}", 1) == 1)
     except (RuntimeError, KeyError, ValueError):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from esad_med.base.locks import hold_folder
-from esad_med.base.runs import Progress, ensure_folder, no_progress
+from esad_med.base.runs import Progress, ensure_folder, no_progress, versions
 from esad_med.base.store import SampleStore
 from esad_med.method.config import TrainConfig
 from esad_med.method.contract import InputContract
@@ -79,7 +79,8 @@ def train(
     Raises:
         CaseError: the store's rows do not allow this training.
         ConfigError: ``out`` holds another training, cannot be written, or another run is at work
-            there.
+            there; the device's memory does not hold a batch; another process was lost, or is asked
+            for another training.
         ModelError: the loss is no longer finite, or a checkpoint is damaged.
         StoreError: the samples are damaged, or neither pictures nor vectors.
     """
@@ -89,7 +90,7 @@ def train(
     with open_ranks(config.device) as ranks, ExitStack() as alone:
         if not ranks.is_first:
             progress, say = no_progress, _say_nothing
-        ranks.check_alike({"samples": store.digest, "settings": config.model_dump_json()})
+        ranks.check_alike(_identity(problem, ranks))
         if ranks.is_first:
             refuse_other_folder(out)
             alone.enter_context(hold_folder(ensure_folder(out)))
@@ -106,6 +107,16 @@ def train(
             detector.save(out)
         ranks.wait()
     return detector
+
+
+def _identity(problem: Problem, ranks: Ranks) -> dict[str, str]:
+    """What processes that train together must have in common."""
+    return {
+        "samples": problem.data_digest + problem.rows_digest,
+        "settings": problem.config.model_dump_json(),
+        "versions": str(versions()),
+        "precisions": str(use_bfloat16(problem.config, problem.network, ranks.device)),
+    }
 
 
 def _say_nothing(_: str) -> None:

@@ -2,9 +2,12 @@
 
 import copy
 import sys
+from contextlib import nullcontext
 
+import pytest
 import torch
 
+from esad_med.base.errors import ConfigError
 from esad_med.method.distributed import open_ranks
 from esad_med.method.losses import EsadLoss, LossSpec, Target
 from esad_med.method.networks import ImageNetworkSpec, VectorNetworkSpec, build_network
@@ -41,6 +44,10 @@ def compare(spec: ImageNetworkSpec | VectorNetworkSpec, count: int, loss_spec: L
 
 with open_ranks("cpu") as ranks:
     assert ranks.count == int(sys.argv[1])
+    assert ranks.from_first(b"said" if ranks.is_first else b"unheard") == b"said"
+    assert ranks.from_first(None) is None
+    with nullcontext() if ranks.is_first else pytest.raises(ConfigError, match="settings differ"):
+        ranks.check_alike({"samples": "alike", "settings": str(ranks.rank)})
     for loss_spec in LOSSES:
         compare(ImageNetworkSpec(width=1 / 16, pooling="mean", skip=True), 11, loss_spec)
         compare(VectorNetworkSpec(features=6, hidden=(8, 4)), 7, loss_spec)

@@ -1,26 +1,12 @@
 """Files with identifiers planted wherever a header has room, and the search for them."""
 
 import gzip
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from PIL import Image, PngImagePlugin
-
-PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
-
-
-def load_pipeline_fixtures():
-    """`tests/pipelines/conftest.py`, whose fixtures pytest shows to its own folder alone."""
-    sys.path.append(str(PIPELINES))
-    spec = importlib.util.spec_from_file_location("pipeline_fixtures", PIPELINES / "conftest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 ROOT = "1.2.826.0.1.3680043.9.7777."
 #: What must not leak, by where it stands.

@@ -4,6 +4,8 @@ The kernel lets no file grow beyond a limit, whichever library writes it; each l
 at another of its files. Then the limit is lifted and the same command goes on.
 """
 
+import errno
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -78,3 +80,39 @@ def test_a_file_cut_off_by_the_disk_never_stands(name, commands, tmp_path, round
         assert results(out) == expected
         assert leftovers(out.parent) == []
         print(f"{name}: stopped at {limit} bytes, {len(standing)} files stood, went on to the end")
+
+
+@pytest.mark.parametrize(
+    ("owner", "step", "nth"),
+    [
+        *((os, "fsync", nth) for nth in (1, 2)),
+        *((Path, "replace", nth) for nth in (1, 2)),
+        (Path, "rename", 1),
+    ],
+)
+@pytest.mark.parametrize("name", ["tile", "screen"])
+def test_a_step_that_the_system_refuses_ends_the_run_and_not_the_results(
+    name, owner, step, nth, commands, run_command, tmp_path, monkeypatch
+):
+    """Permission lost, a disk that fails or fills up, when a file is synced or gets its name."""
+    whole, out = tmp_path / "whole", tmp_path / "parent" / "out"
+    assert run_command(*commands[name], whole).code == 0
+    original, calls = getattr(owner, step), []
+    number = (errno.EACCES, errno.EIO, errno.ENOSPC)[(len(step) + nth) % 3]
+
+    def fail(*arguments):
+        calls.append(arguments)
+        if len(calls) == nth:
+            raise OSError(number, os.strerror(number))
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, fail)
+        outcome = run_command(*commands[name], out)
+    assert outcome.code == 4
+    assert f"cannot be written ({os.strerror(number)})" in outcome.err
+    standing = results(out) if out.exists() else {}
+    assert {path: data for path, data in standing.items() if results(whole)[path] != data} == {}
+    assert run_command(*commands[name], out).code == 0
+    assert results(out) == results(whole)
+    assert leftovers(out.parent) == []

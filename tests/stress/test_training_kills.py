@@ -27,7 +27,7 @@ SETTINGS = (
     *("network.width=0.0625", "members=2", "epochs=3", "test_time_augmentation=1"),
     *("network.dropout=0.1", "augment.mixup=0.2", "data.batch_size=24", "precision=float32"),
 )
-KILLS = {"process": (1, 6), "rank": (1, 7), "job": (1, 7)}  # in CI, and in full
+KILLS = {"process": (1, 6), "rank": (1, 7), "job": (0, 7)}  # in CI, and in full
 FINAL = ("weights.safetensors", "contract.json", "metrics.csv", "README.md", "checksums.json")
 RESTARTS = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1000")
 LAUNCH: dict[str, tuple[str, ...]] = {
@@ -154,9 +154,11 @@ def test_a_training_that_is_killed_ends_as_if_it_had_not_been(
     rounds: Callable[[int, int], int],
     tmp_path: Path,
 ) -> None:
+    wanted, kills, trainings = rounds(*KILLS[mode]), 0, 0
+    if not wanted:
+        pytest.skip("`make stress` kills whole jobs")
     expected, seconds = uninterrupted(mode)
     rng = np.random.default_rng(sorted(LAUNCH).index(mode))
-    wanted, kills, trainings = rounds(*KILLS[mode]), 0, 0
     while kills < wanted:
         training = Training(mode, samples, tmp_path / str(trainings))
         kills += train_through_kills(training, wanted - kills, seconds, rng)

@@ -18,14 +18,10 @@ from identifier_files import (
     PLANTED,
     found_in,
     leaks,
-    load_pipeline_fixtures,
     plant_radiographs,
 )
 from PIL import Image, PngImagePlugin
 
-_fixtures = load_pipeline_fixtures()
-nih, xray_detectors = _fixtures.nih, _fixtures.xray_detectors
-write_dicom = _fixtures.write_dicom
 LOUD = ("--log-level", "debug")
 
 

@@ -1,0 +1,83 @@
+"""Time and memory of a case: whoever exceeds them loses the case, and the run goes on."""
+
+import ctypes
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from esad_med.base.errors import CaseError
+from esad_med.base.execution import Place, in_blocks, in_order, open_executor, report
+from esad_med.base.limits import Limits
+
+BESIDE = Place(1)
+
+
+def hang(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def hang_but_report(seconds: float) -> float:
+    for step in range(int(10 * seconds)):
+        time.sleep(0.1)
+        report("hanging", step, int(10 * seconds))
+    return seconds
+
+
+def take(gib: float) -> int:
+    return len(np.ones(int(gib * 2**30), np.uint8))
+
+
+def crash(block: list[int]) -> list[int]:
+    if 3 in block:
+        ctypes.string_at(0)  # a library that reads where nothing is
+    return [number * number for number in block]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_case_that_stands_still_is_set_aside(workers: int) -> None:
+    limits = Limits(still_seconds=1)
+    with open_executor(Place(workers)) as executor:
+        found = dict(in_order(executor, hang, [0, 30, 0.1], ahead=1, limits=limits))
+    assert (found[0], found[0.1]) == (0, 0.1)
+    assert isinstance(found[30], CaseError)
+    assert "limits.still_seconds" in str(found[30])
+
+
+def test_a_case_that_gets_further_may_take_its_time_up_to_a_limit() -> None:
+    limits = Limits(still_seconds=1, case_seconds=2.5)
+    told: list[tuple[str, int, int]] = []
+    with open_executor(BESIDE, progress=lambda *step: told.append(step)) as executor:
+        found = dict(in_order(executor, hang_but_report, [1.5, 30], ahead=1, limits=limits))
+    assert found[1.5] == 1.5
+    assert isinstance(found[30], CaseError)
+    assert "limits.case_seconds" in str(found[30])
+    assert ("hanging", 0, 15) in told
+
+
+def test_a_case_that_wants_too_much_memory_is_set_aside() -> None:
+    limits = Limits(case_gib=0.5)
+    with open_executor(BESIDE) as executor:
+        found = dict(in_order(executor, take, [0.25, 1.0, 0.125], ahead=1, limits=limits))
+    assert found[0.25] == 2**28
+    assert isinstance(found[1.0], CaseError)
+    assert "needs more than 0.5 GiB" in str(found[1.0])
+    assert found[0.125] == 2**27
+
+
+def test_of_a_block_that_crashes_only_the_one_to_blame_is_lost() -> None:
+    with open_executor(BESIDE) as executor:
+        found = dict(in_blocks(executor, crash, [[1, 2], [3, 4], [5]], ahead=1, limits=Limits()))
+    assert isinstance(found.pop(3), CaseError)
+    assert found == {1: 1, 2: 4, 4: 16, 5: 25}
+
+
+def test_a_process_of_its_own_ends_with_the_block(tmp_path: Path) -> None:
+    with open_executor(BESIDE) as executor:
+        pid = executor.submit(os.getpid).result(timeout=60)
+        assert pid != os.getpid()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
