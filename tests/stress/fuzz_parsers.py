@@ -277,4 +277,5 @@ def main(parser: str, seconds: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1] / "data_prep"))  # the makers of radiographs
     main(sys.argv[1], int(sys.argv[2]))
