@@ -390,14 +390,10 @@ class Detector:
         detector._loaded_from = path.resolve(), device
         return detector
 
-    def __reduce__(self) -> tuple[Callable[..., "Detector"], tuple[Path, str, str]]:
-        """To another process goes the name of its folder, from which it is loaded there, once.
-
-        Raises:
-            ValueError: it was not loaded from a folder.
-        """
+    def __reduce__(self) -> tuple[Callable[..., "Detector"], tuple[object, ...]]:
+        """To another process goes the name of the folder it was loaded from, to be loaded there."""
         if self._loaded_from is None:
-            raise ValueError("only a detector that was loaded from its folder can be sent")
+            return _put_together, (self.contract, self.weights, str(self.device))
         return _load_again, (*self._loaded_from, self.digest)
 
     def _contract_bytes(self) -> bytes:
@@ -430,6 +426,10 @@ class Detector:
         if not copied.flags.writeable:
             copied = copied.copy()
         return self._transform(torch.from_numpy(copied).to(self.device))
+
+
+def _put_together(contract: Contract, weights: dict[str, Tensor], device: str) -> Detector:
+    return Detector(contract, weights, device=device)
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,10 @@ def facts(tmp_path_factory, xray_detectors):
     detectors = ":".join(map(str, xray_detectors.values()))
     script = Path(__file__).with_name("pacs_loop.py")
     inside = f"ip link set lo up && exec {sys.executable} {script} {folder} {detectors}"
+    path = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
     outcome = subprocess.run(
         [*namespace(), "sh", "-c", inside],
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=200,
