@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from esad_med.base.errors import CaseError, ConfigError, EsadError
-from esad_med.base.guards import STOOD_STILL, TOO_LONG, be_quiet, guarded
+from esad_med.base.guards import STOOD_STILL, TOO_LONG, be_quiet, guarded, is_out_of_memory
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Progress, no_progress
@@ -161,7 +161,7 @@ class _Guarded(Generic[T, R]):
             with guarded(self.limits):
                 return self.work(item)
         except CaseError as error:
-            if isinstance(error.__cause__, MemoryError):
+            if is_out_of_memory(error.__cause__):
                 return error
             raise
         except EsadError:

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,12 @@ def take(gib: float) -> int:
     return len(np.ones(int(gib * 2**30), np.uint8))
 
 
+def take_for_torch(gib: float) -> int:
+    import torch
+
+    return len(torch.ones(int(gib * 2**30), dtype=torch.uint8))
+
+
 def crash(block: list[int]) -> list[int]:
     if 3 in block:
         ctypes.string_at(0)  # a library that reads where nothing is
@@ -61,7 +68,8 @@ def test_a_case_that_gets_further_may_take_its_time_up_to_a_limit() -> None:
     assert ("hanging", 0, 15) in told
 
 
-def test_a_case_that_wants_too_much_memory_is_set_aside() -> None:
+@pytest.mark.parametrize("take", [take, take_for_torch])
+def test_a_case_that_wants_too_much_memory_is_set_aside(take: Callable[[float], int]) -> None:
     limits = Limits(case_gib=0.5)
     with open_executor(BESIDE) as executor:
         found = dict(in_order(executor, take, [0.25, 1.0, 0.125], ahead=1, limits=limits))
