@@ -50,8 +50,13 @@ class Place:
         """The place that the command line's options name.
 
         Raises:
-            ConfigError: a resource that is not NAME=NUMBER.
+            ConfigError: a resource that is not NAME=NUMBER, or without a scheduler.
         """
+        if resources and not scheduler:
+            raise ConfigError(
+                "--resource: is for the workers of a cluster, those of this machine have none and"
+                " would wait for ever; add --scheduler, or leave it out"
+            )
         needs = {}
         for text in resources or ():
             name, _, amount = text.partition("=")
