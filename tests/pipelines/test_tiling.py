@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from esad_med.base.errors import StoreError
 from esad_med.base.store import SampleStore
+from pipelines.pathology import find_cases
 from pipelines.tiling_slide import SlideTiler
 
 
@@ -33,6 +35,16 @@ def files_of(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "run.json"  # holds times
     }
+
+
+def test_paths_of_cases_hold_for_workers_elsewhere(composed, monkeypatch):
+    monkeypatch.chdir(composed)
+    here = Path()
+    for paths, outlines in (([here], here), ([Path("manifest.csv")], None)):
+        cases = find_cases(paths, mpp=None, annotations=outlines)
+        assert [case.path.is_absolute() for case in cases] == 4 * [True]
+        annotations = [case.annotation for case in cases if case.annotation]
+        assert [path.is_absolute() for path in annotations] == 2 * [True]
 
 
 def test_a_second_run_gives_equal_bytes(run_command, composed, tmp_path):
