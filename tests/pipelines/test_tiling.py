@@ -12,9 +12,11 @@ import openslide
 import pytest
 from PIL import Image
 
+from esad_med.base.config import load_config
 from esad_med.base.errors import StoreError
 from esad_med.base.store import SampleStore
-from pipelines.pathology import find_cases
+from pipelines.pathology import PathologyConfig, find_cases, load_target
+from pipelines.tiling import tile_slides
 from pipelines.tiling_slide import SlideTiler
 
 
@@ -225,6 +227,21 @@ def test_workers_write_the_bytes_of_this_process(run_command, composed, tmp_path
     assert lost == {"short", "torn"}
     assert rows["case_id"].unique().tolist() == ["normal_1", "torn", "tumor_1", "tumor_2"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "slides"]
+
+
+def test_what_other_limits_set_aside_is_tried_again(composed, tmp_path):
+    cases = find_cases([composed / "manifest.csv"], mpp=None, annotations=None)
+    target = load_target(None, PathologyConfig().stain)
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    low = load_config(PathologyConfig, None, ["limits.slide_gigapixels=0.001"])
+    with pytest.raises(KeyboardInterrupt):
+        tile_slides(cases, tmp_path / "s", low, target=target, say=stop)
+    assert (tmp_path / ".s.unfinished" / "journal.jsonl").exists()
+    found = tile_slides(cases, tmp_path / "s", PathologyConfig(), target=target, say=str)
+    assert (len(found.slides), found.failures) == (4, [])
 
 
 def tear_tiles(data):
