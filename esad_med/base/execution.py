@@ -4,6 +4,7 @@ An executor is that of `concurrent.futures`, so that whoever shares out work nee
 A task is a case or a block of cases: a slide, some studies, a chunk of runs.
 """
 
+import pickle
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -172,8 +173,22 @@ class _Guarded(Generic[T, R]):
         except EsadError:
             raise
         except Exception as error:  # a traceback does not travel
-            vars(error)[FRAMES] = "".join(traceback.format_tb(error.__traceback__))
-            raise
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            vars(error)[FRAMES] = frames
+            if _travels(error):
+                raise
+            name = type(error).__name__
+            stand_in = RuntimeError(name)
+            vars(stand_in)[FRAMES] = f"{frames}{name}\n"
+            raise stand_in from None
+
+
+def _travels(error: Exception) -> bool:
+    """Whether an error of any library can be sent to the command, and is read there."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
 
 
 def in_order(

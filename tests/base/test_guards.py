@@ -2,7 +2,9 @@
 
 import ctypes
 import logging
+import multiprocessing
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import pytest
 from esad_med.base.errors import CaseError
 from esad_med.base.execution import Place, in_blocks, in_order, open_executor, report
 from esad_med.base.limits import Limits
+from esad_med.base.own_process import _listen
 from esad_med.cli.logs import say_unexpected, set_up_logs
 
 BESIDE = Place(1)
@@ -103,6 +106,49 @@ def talk(path: str) -> str:
 
 def fail_oddly(path: str) -> str:
     raise KeyError(path)
+
+
+class OddError(Exception):
+    """Of a library: cannot be made of what it was pickled to."""
+
+    def __init__(self, message: str, place: int) -> None:
+        super().__init__(message)
+
+
+def fail_unreadably(path: str) -> str:
+    raise OddError(path, 3)
+
+
+def test_an_error_that_cannot_be_sent_says_where_it_was_raised(capfd) -> None:
+    with open_executor(BESIDE) as executor:
+        results = in_order(executor, fail_unreadably, ["Secret^Sam"], ahead=1, limits=Limits())
+        with pytest.raises(RuntimeError) as caught:
+            next(results)
+    set_up_logs()
+    say_unexpected(caught.value)
+    said = "".join(capfd.readouterr())
+    assert "in fail_unreadably" in said
+    assert "OddError" in said
+    assert "Secret^Sam" not in said
+
+
+def test_messages_are_taken_whatever_is_wrong_with_one() -> None:
+    heard, told = multiprocessing.Pipe(duplex=False)
+    shown: list[str] = []
+    ended = threading.Event()
+
+    def show(label: str, done: int, total: int) -> None:
+        if label == "two":
+            raise UnicodeEncodeError("ascii", "µ", 0, 1, "a terminal that knows none")
+        shown.append(label)
+        ended.set()
+
+    told.send_bytes(b"half a mess")
+    told.send(1)
+    for label in ("two", "three"):
+        told.send(("progress", label, 1, 2))
+    _listen(heard, show, ended)
+    assert shown == ["three"]
 
 
 def test_our_own_messages_come_through_and_those_of_libraries_do_not(caplog, capfd) -> None:
