@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import signal
 from pathlib import Path
 
@@ -242,6 +243,17 @@ def test_what_other_limits_set_aside_is_tried_again(composed, tmp_path):
     assert (tmp_path / ".s.unfinished" / "journal.jsonl").exists()
     found = tile_slides(cases, tmp_path / "s", PathologyConfig(), target=target, say=str)
     assert (len(found.slides), found.failures) == (4, [])
+
+
+def test_no_run_takes_up_the_part_of_another(composed, tmp_path):
+    (case, *_) = find_cases([composed], mpp=None, annotations=None)
+    target = load_target(None, PathologyConfig().stain)
+    one, other = (
+        SlideTiler(PathologyConfig(), target, tmp_path, png=False, coordinates=False)
+        for _ in range(2)
+    )
+    assert pickle.loads(pickle.dumps(one)).part_path(case) == one.part_path(case)
+    assert one.part_path(case) != other.part_path(case)
 
 
 def tear_tiles(data):
