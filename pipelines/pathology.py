@@ -98,9 +98,9 @@ def find_cases(
     cases = [
         Case(
             case_id=file.stem,
-            path=file,
+            path=file.absolute(),  # for workers elsewhere
             mpp_otherwise=mpp,
-            annotation=find_annotation(annotations, file) if annotations else None,
+            annotation=find_annotation(annotations.absolute(), file) if annotations else None,
         )
         for file in files
     ]

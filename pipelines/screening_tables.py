@@ -1,5 +1,6 @@
 """The run folder of a screening: its tables, and what earlier runs into it said of other slides."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from esad_med.method.detector import Detector
 from esad_med.method.scoring_networks import Precision
 from pipelines.pathology import PathologyConfig
 from pipelines.slide_results import SLIDE_COLUMNS
+
+_TILE = re.compile(r"_\d+_\d+$")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def read_earlier(
         alike = alike and facts.get("precision", "float32") == precision
         if alike and facts["detector"] == detector.digest:
             slides, failures = (read_table(path).to_dict("records") for path in tables)
-            ids = [case.case_id for case in cases]
+            ids = {case.case_id for case in cases}
             return Earlier(
                 [
                     {str(k): str(v) for k, v in row.items()}
@@ -57,12 +60,18 @@ def read_earlier(
                 [
                     Failure(**{str(k): str(v) for k, v in row.items()})
                     for row in failures
-                    if not any(f"{row['case_id']}_".startswith(f"{name}_") for name in ids)
+                    if _slide_of(row) not in ids
                 ],
             )
     for table in tables:
         table.unlink()  # an interrupted run must not leave them beside the new settings
     return Earlier()
+
+
+def _slide_of(failure: Mapping[Any, Any]) -> str:
+    """Whose a row of failures.csv is: a lost tile's name ends in its place."""
+    name = str(failure["case_id"])
+    return _TILE.sub("", name) if failure["stage"] == "read" else name
 
 
 def write_tables(

@@ -11,7 +11,7 @@ from data_prep.slide_header import fingerprint_file
 from data_prep.stain import StainTarget
 from data_prep.tiles import plan_tiles
 from data_prep.tissue import find_tissue
-from esad_med.base.cases import Case, read_table
+from esad_med.base.cases import Case
 from esad_med.base.errors import CaseError, ConfigError, EsadError, StoreError
 from esad_med.base.execution import HERE, Place, in_order, open_executor
 from esad_med.base.locks import sweep_folder
@@ -27,7 +27,7 @@ from esad_med.base.runs import (
     write_failures,
     write_json,
 )
-from esad_med.base.store import SampleStore, open_if_store, refuse_other_folder
+from esad_med.base.store import SampleStore, open_if_store, read_failures, refuse_other_folder
 from esad_med.base.store_writing import StoreWriter
 from esad_med.base.timing import RunClock
 from pipelines.pathology import (
@@ -151,8 +151,10 @@ def tile_slides(
     stains: dict[str, Any] = {}
     size = config.tiles.size_px
     shape = (size, size, 3)
+    # not of the store, but of what is gone on with: other limits set other slides aside
+    asked = request + config.limits.model_dump_json()
     try:
-        with StoreWriter(out, sample_shape=shape, dtype="uint8", request=request) as writer:
+        with StoreWriter(out, sample_shape=shape, dtype="uint8", request=asked) as writer:
             tiler = SlideTiler(config, target, writer.folder, png=png, coordinates=coordinates)
             for case, tiled in _tile_each(cases, tiler, writer, place, progress):
                 if isinstance(tiled, Failure):
@@ -241,13 +243,11 @@ def _reuse(out: Path, store: SampleStore) -> TilingSummary:
     store.verify()
     try:
         slides = [SlideSummary(**value) for value in store.contract["slides"]]
-        rows = read_table(out / "failures.csv").to_dict("records")
-        failures = [Failure(**{str(k): str(v) for k, v in row.items()}) for row in rows]
-    except (CaseError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise StoreError(
-            f"{out}: store.json or failures.csv was edited or damaged ({error}); pass --overwrite"
+            f"{out}: store.json was edited or damaged ({error}); pass --overwrite"
         ) from error
-    return TilingSummary(out, slides, failures, reused=True)
+    return TilingSummary(out, slides, read_failures(out), reused=True)
 
 
 class _NothingLeftError(Exception):

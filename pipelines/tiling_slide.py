@@ -1,6 +1,7 @@
 """Tiling one slide: its tiles, rows and pictures, in this process or for it in another one."""
 
 import shutil
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -114,6 +115,7 @@ class SlideTiler:
         folder: where the store is made; gets ``quality/``, ``tiles/`` and ``coordinates/``.
         png: also write every tile as a picture.
         coordinates: also write the coordinates as HDF5.
+        run: of whose parts; a cluster's worker may be at work yet for one that was killed.
     """
 
     config: PathologyConfig
@@ -121,6 +123,7 @@ class SlideTiler:
     folder: Path
     png: bool
     coordinates: bool
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def tile(self, case: Case, sink: Sink) -> TiledSlide | Failure:
         """Tile one slide into a sink; a slide that is bad is a failure, and its sink's affair.
@@ -144,7 +147,7 @@ class SlideTiler:
 
     def part_path(self, case: Case) -> Path:
         """Where a worker leaves a slide's samples."""
-        return self.folder / PARTS / case.case_id
+        return self.folder / PARTS / self.run / case.case_id
 
     def _tile_open(self, case: Case, slide: Slide, sink: Sink) -> TiledSlide:
         stages = Stages()

@@ -91,7 +91,8 @@ def triage(
         read_or_draw_key(key_file)  # a wrong one leaves nothing behind
     claim_run_folder(out, "triage")
     out.chmod(0o700)  # pictures of patients, and with --identifiers their names
-    with hold_folder(out), open_executor(place, progress=progress, shared=out) as executor:
+    shared = out.resolve()
+    with hold_folder(out), open_executor(place, progress=progress, shared=shared) as executor:
         clock, summary = RunClock(), TriageSummary(out, passed_over=others)
         names = Pseudonyms(out / PRIVATE, key_file=key_file)
         with clock.stages.measure("take in"):
@@ -110,7 +111,7 @@ def triage(
         write_json(out / "run.json", facts)
         for failure in intake.failures:
             _set_aside(summary, failure, say)
-        scorer = StudyScorer(dict(detectors), out.resolve(), config, dicom)
+        scorer = StudyScorer(dict(detectors), shared, config, dicom)
         found = list(
             _results(intake.studies, scorer, executor, place, summary, clock, say, progress)
         )

@@ -53,7 +53,7 @@ def find_candidates(
             if path.is_dir() and not looks_like_image(file):
                 others += 1
             else:
-                found[file.resolve()] = Candidate(file)
+                found[file.resolve()] = Candidate(file.absolute())  # for workers elsewhere
     if not found:
         raise CaseError(
             f"{paths[0]}: no image found, expected DICOM, PNG, JPEG or NIfTI files;"
@@ -102,7 +102,7 @@ def _years(text: str) -> float | None:
 
 def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Candidate:
     where = f"{manifest.name} line {line}"
-    path = manifest.parent / row["path"]
+    path = (manifest.parent / row["path"]).absolute()
     view = row.get("view", "").upper()
     if view not in {"", PA, AP, "LATERAL"}:
         raise CaseError(f"{where}: view {shown(view)}, expected PA, AP, lateral or empty")

@@ -35,7 +35,7 @@ from esad_med.base.runs import (
     no_progress,
     write_failures,
 )
-from esad_med.base.store import open_if_store, refuse_other_folder
+from esad_med.base.store import open_if_store, read_failures, refuse_other_folder
 from esad_med.base.store_writing import StoreWriter
 from pipelines.chest_xray import MODALITY, chain_of, on_threads, prepare_xray
 
@@ -238,10 +238,13 @@ def make_xray_store(
             )
         summary.complete_already = True
         summary.counts = store.contract["counts"]
+        summary.failures = read_failures(out)
         return summary
     size = config.xray.size_px
     shape = (size, size, 1)
-    with StoreWriter(out, sample_shape=shape, dtype="uint8", request=request) as writer:
+    # not of the store, but of what is gone on with: other limits set other images aside
+    asked = request + config.limits.model_dump_json()
+    with StoreWriter(out, sample_shape=shape, dtype="uint8", request=asked) as writer:
         kept = _write_samples(writer, rows, paths, config, place, summary, progress)
         _recount(rows.iloc[kept], summary)
         writer.contract.update(_contract(config, rows.iloc[kept], lists, summary), request=request)

@@ -245,7 +245,7 @@ def _find_file(manifest: Path, name: str, where: str) -> Path:
     path = path if path.is_absolute() else manifest.parent / path
     if not name or not os.path.exists(path):  # noqa: PTH110 - False for names that cannot be
         raise CaseError(f"{where}: '{name}' does not exist (relative paths start at the manifest)")
-    return path
+    return path.absolute()
 
 
 def _find_annotation(manifest: Path, name: str, where: str) -> Path:

@@ -4,6 +4,7 @@ An executor is that of `concurrent.futures`, so that whoever shares out work nee
 A task is a case or a block of cases: a slide, some studies, a chunk of runs.
 """
 
+import pickle
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from esad_med.base.errors import CaseError, ConfigError, EsadError
-from esad_med.base.guards import STOOD_STILL, TOO_LONG, be_quiet, guarded
+from esad_med.base.guards import STOOD_STILL, TOO_LONG, be_quiet, guarded, is_out_of_memory
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Progress, no_progress
@@ -50,8 +51,13 @@ class Place:
         """The place that the command line's options name.
 
         Raises:
-            ConfigError: a resource that is not NAME=NUMBER.
+            ConfigError: a resource that is not NAME=NUMBER, or without a scheduler.
         """
+        if resources and not scheduler:
+            raise ConfigError(
+                "--resource: is for the workers of a cluster, those of this machine have none and"
+                " would wait for ever; add --scheduler, or leave it out"
+            )
         needs = {}
         for text in resources or ():
             name, _, amount = text.partition("=")
@@ -161,14 +167,28 @@ class _Guarded(Generic[T, R]):
             with guarded(self.limits):
                 return self.work(item)
         except CaseError as error:
-            if isinstance(error.__cause__, MemoryError):
+            if is_out_of_memory(error.__cause__):
                 return error
             raise
         except EsadError:
             raise
         except Exception as error:  # a traceback does not travel
-            vars(error)[FRAMES] = "".join(traceback.format_tb(error.__traceback__))
-            raise
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            vars(error)[FRAMES] = frames
+            if _travels(error):
+                raise
+            name = type(error).__name__
+            stand_in = RuntimeError(name)
+            vars(stand_in)[FRAMES] = f"{frames}{name}\n"
+            raise stand_in from None
+
+
+def _travels(error: Exception) -> bool:
+    """Whether an error of any library can be sent to the command, and is read there."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
 
 
 def in_order(

@@ -21,6 +21,7 @@ TOO_LONG, STOOD_STILL = 75, 76
 
 _LOOKS_PER_SECOND = 4
 _GIB = 1 << 30
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "can't start new thread")
 
 
 def stay_with_parent() -> None:
@@ -66,13 +67,21 @@ def guarded(limits: Limits) -> Iterator[None]:
     try:
         with _bounded_memory(int(limits.case_gib * _GIB)):
             yield
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise CaseError(
             f"needs more than {limits.case_gib:g} GiB of memory (limits.case_gib), expected a case"
             " of ordinary size; look at the file"
         ) from error
     finally:
         done.set()
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was refused: torch and threads say so by a RuntimeError."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY)
 
 
 def _watch(limits: Limits, done: threading.Event) -> None:

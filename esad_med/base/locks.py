@@ -41,7 +41,7 @@ def hold_folder(out: Path) -> Iterator[None]:
 
 def sweep_folder(folder: Path) -> None:
     """Remove the temporary files below a folder that nobody writes to any more."""
-    _sweep(folder.rglob(".*"))
+    _sweep(_temporaries(folder.rglob(".*")))
 
 
 @contextmanager
@@ -57,7 +57,8 @@ def hold_output(out: Path) -> Iterator[None]:
     except OSError as error:
         raise output_error(out, error) from error
     with _hold(out.with_name(f".{out.name}{LOCK}"), out):
-        _sweep(out.parent.glob(f".{glob.escape(out.name)}.*"))
+        beside = _temporaries(out.parent.glob(f".{glob.escape(out.name)}.*"))
+        _sweep([found for found in beside if found[1].name == out.name])  # not those of NAME.v2
         yield
 
 
@@ -107,14 +108,16 @@ def _holder(lock: Path) -> str:
         return ""
 
 
-def _sweep(files: Iterable[Path]) -> None:
+def _temporaries(files: Iterable[Path]) -> list[tuple[Path, Path, str]]:
+    """Those that are temporary, each with the path it was for and its kind."""
+    named = ((path, _TEMPORARY.fullmatch(path.name)) for path in files)
+    return [(path, path.with_name(found["name"]), found["kind"]) for path, found in named if found]
+
+
+def _sweep(files: Iterable[tuple[Path, Path, str]]) -> None:
     """Remove temporary files; what a killed run had moved away to replace it is put back."""
-    for path in list(files):
-        found = _TEMPORARY.fullmatch(path.name)
-        if not found:
-            continue
-        original = path.with_name(found["name"])
-        if found["kind"] == "old" and not original.exists():
+    for path, original, kind in files:
+        if kind == "old" and not original.exists():
             path.rename(original)
         elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 from esad_med.base.execution import listen_with
@@ -64,8 +63,9 @@ def open_own_process(progress: Progress) -> Iterator[OwnProcess]:
 
 def _listen(heard: "Connection[Any, Any]", progress: Progress, ended: threading.Event) -> None:
     while not ended.is_set():
-        # the main thread answers Ctrl-C; a process that died amid a message leaves half of it
-        with suppress(KeyboardInterrupt, EOFError, OSError, UnpicklingError):
+        # the main thread answers Ctrl-C; a process that died amid a message leaves half of it, and
+        # whatever is wrong with one, or with showing it: a full pipe would hold up the cases
+        with suppress(KeyboardInterrupt, Exception):
             if not heard.poll(_PATIENCE_SECONDS):
                 continue
             kind, *values = heard.recv()

@@ -14,13 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from esad_med.base.cases import read_table
 from esad_med.base.errors import CaseError, ConfigError, StoreError
 from esad_med.base.limits import Limits
-from esad_med.base.runs import (
-    digest_file,
-    output_error,
-    read_json,
-)
+from esad_med.base.runs import Failure, digest_file, output_error, read_json
 from esad_med.base.text_limits import check_table
 
 FORMAT = "esad-med store 2"
@@ -172,6 +169,21 @@ def open_if_store(path: Path) -> SampleStore | None:
     """
     refuse_other_folder(path)
     return SampleStore(path) if (path / "store.json").exists() else None
+
+
+def read_failures(path: Path) -> list[Failure]:
+    """What was set aside when a store was made: its ``failures.csv``.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    try:
+        rows = read_table(path / "failures.csv").to_dict("records")
+        return [Failure(**{str(k): str(v) for k, v in row.items()}) for row in rows]
+    except (CaseError, TypeError) as error:
+        raise StoreError(
+            f"{path}: failures.csv was edited or damaged ({error}); pass --overwrite"
+        ) from error
 
 
 def refuse_other_folder(path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -161,6 +162,7 @@ class StoreWriter:
             raise ValueError("only a store with a request can be gone on with")
         for growing in (self._samples, self._rows):
             growing.file.flush()
+            os.fsync(growing.file.fileno())  # or a power cut leaves a journal of lost samples
         noted = {
             "count": self._count,
             "columns": self._columns,

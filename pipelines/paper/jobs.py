@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from pathlib import Path
 
 from esad_med.base.errors import CaseError
 from esad_med.base.execution import HERE, Place, as_done, open_executor
@@ -15,7 +16,7 @@ Work = Callable[[Chunk], Iterator[Outcome]]
 
 
 def run_chunks(
-    chunks: Sequence[Chunk], work: Work, *, place: Place = HERE
+    chunks: Sequence[Chunk], work: Work, *, place: Place = HERE, shared: Path | None = None
 ) -> Generator[Outcome, None, None]:
     """The outcomes of all runs, as they come.
 
@@ -23,6 +24,7 @@ def run_chunks(
         chunks: runs that share something, such as an autoencoder; each is one worker's.
         work: runs a chunk.
         place: where; in this process every run is told at once, elsewhere every chunk.
+        shared: a folder that a cluster's workers must see.
 
     Raises:
         EsadError: what stops the whole benchmark, as `work` raised it.
@@ -32,7 +34,7 @@ def run_chunks(
             raise_if_interrupted()
             yield from work(chunk)
         return
-    with open_executor(place) as executor:
+    with open_executor(place, shared=shared) as executor:
         whole = partial(_outcomes, work)
         for chunk, found in as_done(executor, whole, chunks, ahead=place.ahead):
             if not isinstance(found, CaseError):

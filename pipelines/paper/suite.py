@@ -221,8 +221,10 @@ def run_suite(
         make_stores(makers, folder, say=say, progress=progress)
         _check_samples([run for run in plan.todo if run.data in makers], plan.config, folder)
         _check_sources(list(taken.outcomes.values()), stores_folder(plan.out))
-        work = partial(run_chunk, config=plan.config, folder=folder, out=plan.out)
-        with closing(run_chunks(make_chunks(plan.todo), work, place=plan.place)) as found:
+        elsewhere, shared = folder.resolve(), plan.out.resolve()
+        work = partial(run_chunk, config=plan.config, folder=elsewhere, out=shared)
+        chunks = make_chunks(plan.todo)
+        with closing(run_chunks(chunks, work, place=plan.place, shared=shared)) as found:
             for count, outcome in enumerate(found, start=1):
                 taken.record(outcome)
                 say(_line(outcome))

@@ -42,5 +42,11 @@ def test_a_scheduler_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("text", ["GPU", "GPU=", "GPU=one", "=1x"])
 def test_a_resource_is_a_name_and_a_number(text: str) -> None:
     with pytest.raises(ConfigError, match="expected NAME=NUMBER, such as GPU=1"):
-        Place.of(1, "", [text], False)
-    assert Place.of(1, "", ["GPU=1"], False).resources == {"GPU": 1.0}
+        Place.of(1, "tls://far:8786", [text], False)
+    assert Place.of(1, "tls://far:8786", ["GPU=1"], False).resources == {"GPU": 1.0}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_of_this_machine_have_no_resources_to_wait_for(workers: int) -> None:
+    with pytest.raises(ConfigError, match="--resource: is for the workers of a cluster"):
+        Place.of(workers, "", ["GPU=1"], False)

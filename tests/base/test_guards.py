@@ -2,9 +2,12 @@
 
 import ctypes
 import logging
+import multiprocessing
 import os
+import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 from esad_med.base.errors import CaseError
 from esad_med.base.execution import Place, in_blocks, in_order, open_executor, report
 from esad_med.base.limits import Limits
+from esad_med.base.own_process import _listen
 from esad_med.cli.logs import say_unexpected, set_up_logs
 
 BESIDE = Place(1)
@@ -32,6 +36,12 @@ def hang_but_report(seconds: float) -> float:
 
 def take(gib: float) -> int:
     return len(np.ones(int(gib * 2**30), np.uint8))
+
+
+def take_for_torch(gib: float) -> int:
+    import torch
+
+    return len(torch.ones(int(gib * 2**30), dtype=torch.uint8))
 
 
 def crash(block: list[int]) -> list[int]:
@@ -61,7 +71,8 @@ def test_a_case_that_gets_further_may_take_its_time_up_to_a_limit() -> None:
     assert ("hanging", 0, 15) in told
 
 
-def test_a_case_that_wants_too_much_memory_is_set_aside() -> None:
+@pytest.mark.parametrize("take", [take, take_for_torch])
+def test_a_case_that_wants_too_much_memory_is_set_aside(take: Callable[[float], int]) -> None:
     limits = Limits(case_gib=0.5)
     with open_executor(BESIDE) as executor:
         found = dict(in_order(executor, take, [0.25, 1.0, 0.125], ahead=1, limits=limits))
@@ -95,6 +106,49 @@ def talk(path: str) -> str:
 
 def fail_oddly(path: str) -> str:
     raise KeyError(path)
+
+
+class OddError(Exception):
+    """Of a library: cannot be made of what it was pickled to."""
+
+    def __init__(self, message: str, place: int) -> None:
+        super().__init__(message)
+
+
+def fail_unreadably(path: str) -> str:
+    raise OddError(path, 3)
+
+
+def test_an_error_that_cannot_be_sent_says_where_it_was_raised(capfd) -> None:
+    with open_executor(BESIDE) as executor:
+        results = in_order(executor, fail_unreadably, ["Secret^Sam"], ahead=1, limits=Limits())
+        with pytest.raises(RuntimeError) as caught:
+            next(results)
+    set_up_logs()
+    say_unexpected(caught.value)
+    said = "".join(capfd.readouterr())
+    assert "in fail_unreadably" in said
+    assert "OddError" in said
+    assert "Secret^Sam" not in said
+
+
+def test_messages_are_taken_whatever_is_wrong_with_one() -> None:
+    heard, told = multiprocessing.Pipe(duplex=False)
+    shown: list[str] = []
+    ended = threading.Event()
+
+    def show(label: str, done: int, total: int) -> None:
+        if label == "two":
+            raise UnicodeEncodeError("ascii", "µ", 0, 1, "a terminal that knows none")
+        shown.append(label)
+        ended.set()
+
+    told.send_bytes(b"half a mess")
+    told.send(1)
+    for label in ("two", "three"):
+        told.send(("progress", label, 1, 2))
+    _listen(heard, show, ended)
+    assert shown == ["three"]
 
 
 def test_our_own_messages_come_through_and_those_of_libraries_do_not(caplog, capfd) -> None:

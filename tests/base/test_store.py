@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -70,6 +72,25 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError):
         write_and_fail()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_are_on_the_disk_before_the_journal_says_so(tmp_path, monkeypatch):
+    synced = []
+
+    def sync(handle):
+        name = Path(f"/proc/self/fd/{handle}").readlink().name
+        synced.append((name, os.fstat(handle).st_size))
+
+    writer = StoreWriter(tmp_path / "s", sample_shape=(2,), dtype="float32", request="r")
+    with writer:
+        writer.contract.update(kind="t", value_range=[0, 1])
+        monkeypatch.setattr(os, "fsync", sync)
+        writer.append(np.zeros((3, 2), np.float32), rows(3))
+        writer.record("a", {})
+        monkeypatch.undo()
+    names = [name for name, _ in synced]
+    assert names == ["samples.npy", "samples.csv", "journal.jsonl"]
+    assert synced[0] == ("samples.npy", 128 + 3 * 2 * 4)
 
 
 def test_rollback_takes_back_the_last_appends(tmp_path):

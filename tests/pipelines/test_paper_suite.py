@@ -25,6 +25,7 @@ from pipelines.paper.methods import baseline_settings, esad_config, make_chunks,
 from pipelines.paper.protocols import RunData
 from pipelines.paper.runs import FailedRun, Result, Run
 from pipelines.paper.settings import METHODS, NEEDS_LABELS, SUITES, UNSUPERVISED, BenchmarkConfig
+from pipelines.paper.suite import plan_suite, run_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--data", ".", "--table", 4, "--set", "data_sets=[cardio]")
@@ -62,6 +63,22 @@ def composed_data(monkeypatch):
     yield
     for cached in (data._table, data._images):
         cached.cache_clear()
+
+
+def test_workers_elsewhere_get_absolute_paths(monkeypatch, tmp_path):
+    class Shared(Exception):
+        """What was shared out."""
+
+    def share(chunks, work, *, place, shared):
+        raise Shared(work.keywords["folder"], work.keywords["out"], shared)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.paper.suite.run_chunks", share)
+    config = config_of("odds", "tables=[table4]", "data_sets=[cardio]", "methods=[oc-svm]")
+    plan = plan_suite(config, Path("out"))
+    with pytest.raises(Shared) as caught:
+        run_suite(plan, Path(), say=lambda _: None)
+    assert caught.value.args == (tmp_path, tmp_path / "out", tmp_path / "out")
 
 
 def results_of(out: Path) -> list[dict[str, str]]:

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import openslide
@@ -10,10 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
+from esad_med.base.cases import Case
+from esad_med.base.config import dump_yaml
+from esad_med.base.runs import Failure, write_csv, write_failures, write_json, write_text
 from esad_med.method.detector import Detector
-from pipelines.pathology import config_of
+from pipelines.pathology import PathologyConfig, config_of
 from pipelines.scoring import read_scores
 from pipelines.screening import screening_config
+from pipelines.screening_tables import read_earlier
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +183,18 @@ def test_slides_that_come_later_join_the_table(screened, composed, trained, run_
     assert run_command(*screen, tmp_path / "later.tif").code == 0
     assert pd.read_csv(out / "failures.csv")["case_id"].tolist() == ["bad"]
     assert len(pd.read_csv(out / "slides.csv")) == 5
+
+
+def test_what_earlier_runs_set_aside_is_forgotten_for_the_same_slide_only(tmp_path):
+    config = PathologyConfig()
+    write_text(tmp_path / "config.yaml", dump_yaml(config))
+    write_json(tmp_path / "run.json", {"detector": "d", "precision": "float32"})
+    write_csv(tmp_path / "slides.csv", ("case_id",), [])
+    lost = [("s", "screen"), ("s_8_16", "read"), ("s_2", "screen"), ("s_2_4_8", "read")]
+    failures = [Failure(name, stage, "SlideError", "") for name, stage in lost]
+    write_failures(tmp_path / "failures.csv", failures)
+    cases, detector = [Case("s", Path("s.tif"))], SimpleNamespace(digest="d")
+    assert read_earlier(tmp_path, cases, detector, config, "float32").failures == failures[2:]
 
 
 def test_results_of_other_settings_are_not_mixed(

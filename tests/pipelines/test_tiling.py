@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import pickle
 import signal
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,8 +13,11 @@ import openslide
 import pytest
 from PIL import Image
 
+from esad_med.base.config import load_config
 from esad_med.base.errors import StoreError
 from esad_med.base.store import SampleStore
+from pipelines.pathology import PathologyConfig, find_cases, load_target
+from pipelines.tiling import tile_slides
 from pipelines.tiling_slide import SlideTiler
 
 
@@ -33,6 +38,16 @@ def files_of(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "run.json"  # holds times
     }
+
+
+def test_paths_of_cases_hold_for_workers_elsewhere(composed, monkeypatch):
+    monkeypatch.chdir(composed)
+    here = Path()
+    for paths, outlines in (([here], here), ([Path("manifest.csv")], None)):
+        cases = find_cases(paths, mpp=None, annotations=outlines)
+        assert [case.path.is_absolute() for case in cases] == 4 * [True]
+        annotations = [case.annotation for case in cases if case.annotation]
+        assert [path.is_absolute() for path in annotations] == 2 * [True]
 
 
 def test_a_second_run_gives_equal_bytes(run_command, composed, tmp_path):
@@ -213,6 +228,32 @@ def test_workers_write_the_bytes_of_this_process(run_command, composed, tmp_path
     assert lost == {"short", "torn"}
     assert rows["case_id"].unique().tolist() == ["normal_1", "torn", "tumor_1", "tumor_2"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "slides"]
+
+
+def test_what_other_limits_set_aside_is_tried_again(composed, tmp_path):
+    cases = find_cases([composed / "manifest.csv"], mpp=None, annotations=None)
+    target = load_target(None, PathologyConfig().stain)
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    low = load_config(PathologyConfig, None, ["limits.slide_gigapixels=0.001"])
+    with pytest.raises(KeyboardInterrupt):
+        tile_slides(cases, tmp_path / "s", low, target=target, say=stop)
+    assert (tmp_path / ".s.unfinished" / "journal.jsonl").exists()
+    found = tile_slides(cases, tmp_path / "s", PathologyConfig(), target=target, say=str)
+    assert (len(found.slides), found.failures) == (4, [])
+
+
+def test_no_run_takes_up_the_part_of_another(composed, tmp_path):
+    (case, *_) = find_cases([composed], mpp=None, annotations=None)
+    target = load_target(None, PathologyConfig().stain)
+    one, other = (
+        SlideTiler(PathologyConfig(), target, tmp_path, png=False, coordinates=False)
+        for _ in range(2)
+    )
+    assert pickle.loads(pickle.dumps(one)).part_path(case) == one.part_path(case)
+    assert one.part_path(case) != other.part_path(case)
 
 
 def tear_tiles(data):

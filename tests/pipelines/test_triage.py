@@ -19,6 +19,7 @@ from data_prep.xray_chain import XraySpec, xray_chain
 from esad_med.base.config import load_config
 from esad_med.base.errors import CaseError, ConfigError, ModelError
 from pipelines.triage import TriageSummary, triage
+from pipelines.triage_files import find_candidates
 from pipelines.triage_intake import TriageConfig
 from pipelines.triage_scoring import ViewDetector, load_detectors
 
@@ -337,6 +338,15 @@ def test_manifests_that_cannot_be_used(by_view, tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(CaseError, match=message):
         run(tmp_path / "list.csv", by_view, tmp_path / "out")
+
+
+def test_paths_of_candidates_hold_for_workers_elsewhere(write_dicom, tmp_path, monkeypatch):
+    write_dicom(tmp_path / "in" / "a.dcm")
+    (tmp_path / "table.csv").write_text("path\nin/a.dcm\n")
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("in"), Path("in/a.dcm"), Path("table.csv")):
+        (candidate,), _ = find_candidates([path], leave_out=Path("out"))
+        assert candidate.path == tmp_path / "in" / "a.dcm"
 
 
 def test_missing_files_of_a_manifest_are_recorded(by_view, tmp_path):

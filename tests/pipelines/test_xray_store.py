@@ -129,6 +129,9 @@ def test_samples_are_the_chain_s_and_what_is_missing_is_recorded(nih, tmp_path):
     assert "PNG" in reasons["00000003_000.png"]
     assert "no row of the table" in reasons["stray.png"]
     assert len(reasons) == 3
+    again = make_xray_store([folder], folder / "table.csv", out, config)
+    assert again.complete_already
+    assert again.failures == summary.failures
     assert store.samples.shape[1:] == (64, 64, 1)
     for row in (0, len(store) - 1):
         path = next(folder.rglob(store.rows["image"][row]))
@@ -153,6 +156,19 @@ def test_a_rerun_finds_the_store_complete_and_other_settings_are_refused(nih, tm
         make_xray_store([nih], nih / "table.csv", out, configure("view=AP"))
     changed = make_xray_store([nih], nih / "table.csv", out, configure("view=AP"), overwrite=True)
     assert not changed.complete_already
+
+
+def test_what_other_limits_set_aside_is_tried_again(nih, tmp_path):
+    table, out = nih / "table.csv", tmp_path / "s"
+
+    def stop(label, done, total):
+        raise KeyboardInterrupt
+
+    low = configure("limits.megapixels=0.0001")
+    with pytest.raises(KeyboardInterrupt):
+        make_xray_store([nih], table, out, low, progress=stop)
+    assert (tmp_path / ".s.unfinished" / "journal.jsonl").exists()
+    assert make_xray_store([nih], table, out, configure()).failures == []
 
 
 def test_no_image_at_all_is_an_error(nih, tmp_path):

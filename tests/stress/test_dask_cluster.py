@@ -110,6 +110,18 @@ def test_a_killed_worker_changes_no_byte(name, commands, in_process, tmp_path):
     assert leftovers(tmp_path) == []
 
 
+def test_relative_paths_are_those_of_the_command_not_of_its_workers(composed, tmp_path):
+    (tmp_path / "slides").symlink_to(composed)
+    asked = ("tile", "slides/normal_1.tif", "--out", "out")
+    with (
+        cluster(tmp_path / "dask") as dask,
+        start(*asked, "--scheduler", dask.address, cwd=tmp_path) as process,
+    ):
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "normal_1: " in err
+
+
 def test_a_scheduler_that_dies_loses_nothing_that_was_done(commands, in_process, tmp_path):
     out = tmp_path / "out"
     with cluster(tmp_path / "dask") as dask:
