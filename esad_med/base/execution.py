@@ -4,7 +4,6 @@ An executor is that of `concurrent.futures`, so that whoever shares out work nee
 A task is a case or a block of cases: a slide, some studies, a chunk of runs.
 """
 
-import pickle
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -170,25 +169,14 @@ class _Guarded(Generic[T, R]):
             if is_out_of_memory(error.__cause__):
                 return error
             raise
-        except EsadError:
+        except (EsadError, OSError):
             raise
-        except Exception as error:  # a traceback does not travel
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            vars(error)[FRAMES] = frames
-            if _travels(error):
-                raise
+        except Exception as error:  # neither its traceback nor every error of a library can be sent
             name = type(error).__name__
             stand_in = RuntimeError(name)
+            frames = "".join(traceback.format_tb(error.__traceback__))
             vars(stand_in)[FRAMES] = f"{frames}{name}\n"
             raise stand_in from None
-
-
-def _travels(error: Exception) -> bool:
-    """Whether an error of any library can be sent to the command, and is read there."""
-    try:
-        return type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:
-        return False
 
 
 def in_order(

@@ -162,7 +162,7 @@ def test_our_own_messages_come_through_and_those_of_libraries_do_not(caplog, cap
 def test_an_unexpected_error_says_where_it_was_raised(caplog, capfd) -> None:
     with open_executor(BESIDE) as executor:
         results = in_order(executor, fail_oddly, ["Secret^" + "Sam"], ahead=1, limits=Limits())
-        with pytest.raises(KeyError) as caught:
+        with pytest.raises(RuntimeError) as caught:
             next(results)
     set_up_logs()
     say_unexpected(caught.value)
