@@ -1,5 +1,6 @@
 """Where the tumor is: polygons in level-0 pixels, and their share of each tile."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,12 +66,16 @@ def read_annotation(
     return Annotation(polygons_only(tumor), path)
 
 
-def find_annotation(folder: Path, slide: Path) -> Path | None:
+def annotations_in(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their names in lower case, for `find_annotation`."""
+    return {path.name.lower(): path for path in sorted(folder.iterdir())}
+
+
+def find_annotation(files: Mapping[str, Path], slide: Path) -> Path | None:
     """The annotation named like a slide (``s1.xml``, ``s1_mask.tif`` for ``s1.svs``), or None."""
-    names = {path.name.lower(): path for path in sorted(folder.iterdir())}
     for stem in (slide.stem.lower(), f"{slide.stem.lower()}_mask"):
         for suffix in ANNOTATION_SUFFIXES:
-            path = names.get(stem + suffix)
+            path = files.get(stem + suffix)
             if path is not None and path.resolve() != slide.resolve():
                 return path
     return None

@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from data_prep.annotations import Annotation, find_annotation, read_annotation, tumor_fraction
+from data_prep.annotations import (
+    Annotation,
+    annotations_in,
+    find_annotation,
+    read_annotation,
+    tumor_fraction,
+)
 from data_prep.slide_header import MPP_RANGE
 from data_prep.slides import SLIDE_SUFFIXES, Slide, find_slides, open_slide
 from data_prep.stain import (
@@ -95,12 +101,13 @@ def find_cases(
         raise CaseError(f"{annotations}: no such folder of annotations")
     files = [file for path in paths for file in _slide_files(path)]
     _refuse_unwritable_names(files)
+    outlines = annotations_in(annotations.absolute()) if annotations else {}
     cases = [
         Case(
             case_id=file.stem,
             path=file.absolute(),  # for workers elsewhere
             mpp_otherwise=mpp,
-            annotation=find_annotation(annotations.absolute(), file) if annotations else None,
+            annotation=find_annotation(outlines, file),
         )
         for file in files
     ]

@@ -26,6 +26,8 @@ from esad_med.base.guards import stay_with_parent
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _CONNECT_SECONDS = 20
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def open_cluster(place: Place, shared: Path | None) -> Iterator[Executor]:
@@ -37,7 +39,7 @@ def open_cluster(place: Place, shared: Path | None) -> Iterator[Executor]:
 
     Raises:
         ConfigError: Dask is not installed, or the scheduler cannot be reached or trusted, or has
-            workers with another version or without the shared folder.
+            workers with another version, without the shared folder or without what is needed.
     """
     try:
         import distributed  # noqa: F401 # only asked whether it is there
@@ -50,7 +52,7 @@ def open_cluster(place: Place, shared: Path | None) -> Iterator[Executor]:
     with ExitStack() as stack:
         if place.scheduler:
             client = stack.enter_context(_client(place))
-            _check_workers(client, shared)
+            _check_workers(client, shared, place)
         else:
             client = stack.enter_context(_local_client(place.workers))
         needs = {"resources": place.resources} if place.resources else {}
@@ -152,8 +154,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _check_workers(client: Any, shared: Path | None) -> None:
-    """Workers compute with this version and see the folder results go to."""
+def _check_workers(client: Any, shared: Path | None, place: Place) -> None:
+    """Workers compute with this version, see the folder results go to, and have what is needed."""
     found = client.run(_describe_worker, str(shared or ""), on_error="return")
     ours = metadata.version("esad-med")
     for worker, answer in found.items():
@@ -170,6 +172,16 @@ def _check_workers(client: Any, shared: Path | None) -> None:
             raise ConfigError(
                 f"worker {worker}: does not see {shared}; put slides, detectors and results on"
                 " storage that all machines have under the same path"
+            )
+    if not found:  # a cluster that grows with its work has none at first
+        logger.warning("%s: has no worker yet, waiting for one", place.scheduler)
+        return
+    offers = [worker["resources"] for worker in client.scheduler_info()["workers"].values()]
+    for name, amount in place.resources.items():
+        if not any(offer.get(name, 0) >= amount for offer in offers):
+            raise ConfigError(
+                f"--resource {name}={amount:g}: no worker has it; start one with --resources"
+                f" {name}={amount:g}, or leave it out"
             )
 
 

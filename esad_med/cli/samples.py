@@ -30,6 +30,7 @@ Stain = Annotated[str | None, typer.Option(help="vahadane, staintools, macenko, 
 
 @app.command("tile")
 def tile(
+    context: typer.Context,
     slides: Slides,
     out: Annotated[Path | None, typer.Option(help="Folder of the new SampleStore.")] = None,
     annotations: Annotations = None,
@@ -73,7 +74,7 @@ def tile(
         grid_only |= {
             "--png": png,
             "--hdf5": hdf5,
-            "--workers": workers > 1,
+            "--workers": workers > 1 and not _is_from_environment(context, "workers"),
             "--scheduler": scheduler,
         }
         for name, value in grid_only.items():
@@ -119,6 +120,11 @@ def tile(
         as_json=as_json,
         set_aside=len(summary.failures),
     )
+
+
+def _is_from_environment(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "ENVIRONMENT"
 
 
 def _tile_cells(

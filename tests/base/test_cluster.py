@@ -1,12 +1,14 @@
 """Which schedulers may be spoken to: Dask's wire carries pickles."""
 
+from importlib.metadata import version
+
 import pytest
 
 from esad_med.base.errors import ConfigError
 from esad_med.base.execution import Place, open_executor
 
 pytest.importorskip("distributed")
-from esad_med.base.cluster import check_address  # needs what was just asked for
+from esad_med.base.cluster import _check_workers, check_address  # need what was just asked for
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,30 @@ def test_a_resource_is_a_name_and_a_number(text: str) -> None:
     with pytest.raises(ConfigError, match="expected NAME=NUMBER, such as GPU=1"):
         Place.of(1, "tls://far:8786", [text], False)
     assert Place.of(1, "tls://far:8786", ["GPU=1"], False).resources == {"GPU": 1.0}
+
+
+class Workers:
+    """A client of workers with these resources."""
+
+    def __init__(self, *resources: dict[str, float]) -> None:
+        self.resources = resources
+
+    def run(self, *_: object, on_error: str) -> dict[str, tuple[str, bool]]:
+        return {f"w{n}": (version("esad-med"), True) for n, _ in enumerate(self.resources)}
+
+    def scheduler_info(self) -> dict[str, object]:
+        return {"workers": {f"w{n}": {"resources": r} for n, r in enumerate(self.resources)}}
+
+
+def test_a_resource_that_no_worker_has_is_not_waited_for(caplog) -> None:
+    place = Place.of(1, "tls://far:8786", ["GPU=1"], False)
+    _check_workers(Workers({}, {"GPU": 2.0}), None, place)
+    for workers in (Workers({}), Workers({"GPU": 0.5, "TPU": 1.0})):
+        with pytest.raises(ConfigError, match="--resource GPU=1: no worker has it"):
+            _check_workers(workers, None, place)
+    assert caplog.text == ""
+    _check_workers(Workers(), None, place)
+    assert "has no worker yet, waiting for one" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from skimage.draw import polygon as rasterize
 
-from data_prep.annotations import Annotation, find_annotation, read_annotation, tumor_fraction
+from data_prep.annotations import (
+    Annotation,
+    annotations_in,
+    find_annotation,
+    read_annotation,
+    tumor_fraction,
+)
 from esad_med.base.errors import CaseError
 from esad_med.base.limits import Limits
 
@@ -401,10 +407,10 @@ def test_a_mask_that_claims_to_be_huge_is_not_decoded(tmp_path):
 
 def test_annotations_are_found_by_the_slides_name(tmp_path):
     slide = tmp_path / "Tumor_001.tif"
-    assert find_annotation(tmp_path, slide) is None
+    assert find_annotation(annotations_in(tmp_path), slide) is None
     slide.touch()
-    assert find_annotation(tmp_path, slide) is None  # not the slide itself
+    assert find_annotation(annotations_in(tmp_path), slide) is None  # not the slide itself
     (tmp_path / "tumor_001_mask.tif").touch()
-    assert find_annotation(tmp_path, slide).name == "tumor_001_mask.tif"
+    assert find_annotation(annotations_in(tmp_path), slide).name == "tumor_001_mask.tif"
     (tmp_path / "tumor_001.xml").touch()
-    assert find_annotation(tmp_path, slide).name == "tumor_001.xml"
+    assert find_annotation(annotations_in(tmp_path), slide).name == "tumor_001.xml"

@@ -69,6 +69,15 @@ def test_without_the_published_target_slide_one_is_asked_for(run_command, camely
     assert "--target" in outcome.err
 
 
+def test_workers_of_the_environment_are_those_of_other_commands(
+    run_command, camelyon, tmp_path, monkeypatch
+):
+    assert tile(run_command, camelyon, tmp_path / "s", "--workers", 2).code == 2
+    monkeypatch.setenv("ESAD_WORKERS", "2")
+    outcome = tile(run_command, camelyon, tmp_path / "s")
+    assert (outcome.code, "--target" in outcome.err) == (4, True)
+
+
 def test_cells_outside_and_missing_slides_are_set_aside(
     run_command, camelyon, stored_target, tmp_path
 ):

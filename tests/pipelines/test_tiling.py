@@ -50,6 +50,17 @@ def test_paths_of_cases_hold_for_workers_elsewhere(composed, monkeypatch):
         assert [path.is_absolute() for path in annotations] == 2 * [True]
 
 
+def test_a_folder_of_outlines_is_listed_once_for_all_slides(composed, monkeypatch):
+    listed, iterdir = [], Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: listed.append(self) or iterdir(self))
+    cases = find_cases([composed / "tumor_1.tif"], mpp=None, annotations=composed)
+    once = listed.count(composed)
+    listed.clear()
+    find_cases([composed / f"tumor_{n}.tif" for n in (1, 2)], mpp=None, annotations=composed)
+    assert cases[0].annotation == composed / "tumor_1.xml"
+    assert listed.count(composed) == once
+
+
 def test_a_second_run_gives_equal_bytes(run_command, composed, tmp_path):
     options = ("--png", "--hdf5", "--set", "labels.truth_threshold=0.4")
     first = tile(run_command, composed / "manifest.csv", tmp_path / "a", *options)
