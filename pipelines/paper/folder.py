@@ -87,7 +87,7 @@ def join_earlier(out: Path, config: BenchmarkConfig) -> BenchmarkConfig:
         ConfigError: it has runs, or samples for them, with other settings or of other presets.
     """
     begun = (out / "run.json").exists() and (out / "config.yaml").exists()
-    holds = read_outcomes(out) or any(stores_folder(out).glob("*/store.json"))
+    holds = read_outcomes(out) or any(stores_folder(out).glob("[!.]*/store.json"))
     facts = read_json(out / "run.json", ConfigError) if begun and holds else {}
     if facts.get("command") != _COMMAND:
         return config  # new, or refused when it is claimed

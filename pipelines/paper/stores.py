@@ -102,7 +102,7 @@ def store_sizes(out: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
     Raises:
         StoreError: a damaged store.
     """
-    stores = (SampleStore(file.parent) for file in stores_folder(out).glob("*/store.json"))
+    stores = (SampleStore(file.parent) for file in stores_folder(out).glob("[!.]*/store.json"))
     return {
         store.path.name: (
             int(((store.rows["split"] == "train") & (store.rows["semi_label"] == 1)).sum()),

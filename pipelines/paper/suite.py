@@ -252,7 +252,7 @@ def _check_samples(runs: Sequence[Run], config: BenchmarkConfig, folder: Path) -
 
 def _check_sources(outcomes: Sequence[Outcome], stores: Path) -> None:
     """Results of other samples than those of today must not enter one mean, or one figure."""
-    for file in sorted(stores.glob("*/store.json")):
+    for file in sorted(stores.glob("[!.]*/store.json")):
         store = SampleStore(file.parent)
         now = describe_store(store)
         other = [
