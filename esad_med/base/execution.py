@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -209,13 +210,7 @@ def in_order(
     task = _task(executor, work, limits)
     waiting: deque[tuple[T, Future[R | CaseError]]] = deque()
     while True:
-        while len(waiting) < ahead:
-            raise_if_interrupted()
-            try:
-                item = next(rest)
-            except StopIteration:
-                break
-            waiting.append((item, executor.submit(task, item)))
+        waiting.extend(_submitted(executor, task, islice(rest, ahead - len(waiting))))
         if not waiting:
             return
         item, future = waiting.popleft()
@@ -226,6 +221,14 @@ def in_order(
                 _wait_for(other)
             result = _outcome(executor.submit(task, item))
         yield item, CaseError(result.why) if isinstance(result, _Lost) else result
+
+
+def _submitted(
+    executor: Executor, task: Callable[[T], R], items: Iterable[T]
+) -> Iterator[tuple[T, Future[R]]]:
+    for item in items:
+        raise_if_interrupted()
+        yield item, executor.submit(task, item)
 
 
 def as_done(
@@ -245,13 +248,8 @@ def as_done(
     waiting: dict[Future[R | CaseError], T] = {}
     suspects: list[T] = []
     while True:
-        while len(waiting) < ahead:
-            raise_if_interrupted()
-            try:
-                item = next(rest)
-            except StopIteration:
-                break
-            waiting[executor.submit(task, item)] = item
+        more = _submitted(executor, task, islice(rest, ahead - len(waiting)))
+        waiting |= {future: item for item, future in more}
         if not waiting:
             break
         done = wait(waiting, timeout=_PATIENCE_SECONDS, return_when=FIRST_COMPLETED).done

@@ -72,7 +72,7 @@ def guarded(limits: Limits) -> Iterator[None]:
             raise
         raise CaseError(
             f"needs more than {limits.case_gib:g} GiB of memory (limits.case_gib), expected a case"
-            " of ordinary size; look at the file"
+            " of ordinary size; look at the file, or allow more"
         ) from error
     finally:
         done.set()
