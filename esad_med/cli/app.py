@@ -67,6 +67,17 @@ def options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    try:
+        _run(arguments)
+    except SystemExit as stop:
+        if stop.code and _is_a_rank():
+            from esad_med.method.distributed import leave_at_once
+
+            leave_at_once(stop.code if isinstance(stop.code, int) else EXIT_ERROR)
+        raise
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     for module in _MODULES:
         import_module(f"esad_med.cli.{module}")
     set_up_logs()
@@ -96,11 +107,16 @@ def fail(message: str) -> None:
 
 def _speaks_for_all() -> bool:
     """Of the processes that `torchrun` started together, the first to fail says why."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not _is_a_rank():
         return True
     from esad_med.method.distributed import first_to_fail
 
     return first_to_fail()
+
+
+def _is_a_rank() -> bool:
+    """Whether `torchrun` started this process; `launched`, without importing torch."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def finish(

@@ -6,13 +6,17 @@ added up, batch norm takes the whole batch's statistics (`shared_norm.py`): the 
 one process computes, up to rounding. Only the first rank writes files.
 """
 
+import gc
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -163,7 +167,7 @@ def open_ranks(device: str) -> Iterator[Ranks]:
     """Join the processes that `torchrun` started; alone where there are no others.
 
     NCCL carries what is said on CUDA, where each rank has the device of its local number, gloo on
-    the CPU.
+    the CPU. Its threads have ended when this is left without an error; after one, `leave_at_once`.
 
     Raises:
         ConfigError: more ranks on this machine than CUDA devices, or another rank was lost.
@@ -177,6 +181,8 @@ def open_ranks(device: str) -> Iterator[Ranks]:
     if chosen.type == "cuda":
         chosen = _own_device()
     rank = int(os.environ["RANK"])
+    # DDP would load it later, and then its functions' default arguments keep the group forever
+    import_module("torch.distributed.nn")
     try:
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",
@@ -196,6 +202,7 @@ def open_ranks(device: str) -> Iterator[Ranks]:
         ) from error
     # not after an error: it would wait for ranks that are gone
     dist.destroy_process_group()
+    gc.collect()  # the network, whose cycles hold the group, and the group joins its threads
 
 
 def _agent_store(patience: timedelta) -> Store | None:
@@ -261,6 +268,17 @@ def launched() -> bool:
 def is_first_process() -> bool:
     """Whether this process speaks for all that `torchrun` started."""
     return not launched() or os.environ.get("RANK", "0") == "0"
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End a rank that failed, without taking Python down around the threads of gloo.
+
+    They may hold tensors of a sum that was never finished, and a thread that gives one back to an
+    interpreter that is going kills the process: SIGABRT instead of the exit code.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def first_to_fail() -> bool:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from threads_script import gloo_threads
 
 from esad_med.base.errors import ConfigError
 from esad_med.method.distributed import open_ranks
@@ -52,3 +53,4 @@ with open_ranks("cpu") as ranks:
         compare(ImageNetworkSpec(width=1 / 16, pooling="mean", skip=True), 11, loss_spec)
         compare(VectorNetworkSpec(features=6, hidden=(8, 4)), 7, loss_spec)
         compare(VectorNetworkSpec(features=6, hidden=(8, 4)), 2, loss_spec)  # the last has none
+assert not gloo_threads(), "they would meet Python's own end"

@@ -65,6 +65,15 @@ def test_two_ranks_train_one_detector(image_store: SampleStore, tmp_path: Path) 
     assert len(list((tmp_path / "d" / "tensorboard").rglob("events*"))) == 2
 
 
+def test_the_threads_of_ranks_end_before_python_does(
+    image_store: SampleStore, tmp_path: Path
+) -> None:
+    words = train(image_store.path, tmp_path / "d")[2:]
+    done = torchrun(HERE / "threads_script.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("threads left: 0") == 2
+
+
 def test_a_users_error_is_said_once(image_store: SampleStore, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "other.txt").write_text("something else")
