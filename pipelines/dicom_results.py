@@ -1,17 +1,13 @@
-"""A study's scores as DICOM: structured report and secondary capture; triage as the node calls it.
+"""A study's scores as DICOM: structured report and secondary capture.
 
 These objects carry the study's own identifiers, as a PACS needs.
 """
 
 import datetime
-from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from data_prep.xray_dicom import is_dicom, read_dataset
-from esad_med.base.config import load_config
-from esad_med.base.errors import CaseError
-from esad_med.base.identifiers import Pseudonyms
 from esad_med.base.limits import Limits
 from esad_med.base.runs import ensure_folder
 from esad_med.outputs.dicom import (
@@ -23,20 +19,8 @@ from esad_med.outputs.dicom import (
 )
 from esad_med.outputs.pages import format_percentile
 from esad_med.outputs.radiograph import caption
-from pipelines.triage_eligibility import check_views
-from pipelines.triage_files import find_candidates
-from pipelines.triage_intake import TriageConfig, take_in
 from pipelines.triage_results import draw_overlay
-from pipelines.triage_scoring import (
-    STUDY_RULE,
-    StudyScore,
-    load_detectors,
-    score_studies,
-    specs_of,
-    study_blocks,
-)
-
-Triage = Callable[[Sequence[Path], Path], Sequence[Path]]
+from pipelines.triage_scoring import STUDY_RULE, StudyScore
 
 
 def write_results(result: StudyScore, folder: Path, *, limits: Limits) -> list[Path]:
@@ -93,43 +77,3 @@ def _caption_lines(result: StudyScore) -> list[str]:
         "RESEARCH USE ONLY, NOT FOR DIAGNOSIS. A low percentile does not exclude disease.",
     ]
     return lines + [f"Note: {note}" for note in one.image.notes]
-
-
-def make_study_triage(
-    detectors: Sequence[Path],
-    *,
-    out: Path,
-    config: Path | None,
-    settings: Sequence[str],
-    device: str,
-) -> Triage:
-    """A function for the node: the files of one study, and a folder, to result files in it.
-
-    Args:
-        detectors: folders made by `train`.
-        out: where the pseudonyms' key is kept.
-        config: YAML of `TriageConfig`, or None.
-        settings: ``--set`` strings of `TriageConfig`.
-        device: auto, cpu or cuda.
-    """
-    by_view = load_detectors(detectors, device=device)
-    chosen = load_config(TriageConfig, config, settings)
-    check_views(chosen.eligibility, sorted(by_view))
-
-    def run(files: Sequence[Path], folder: Path) -> Sequence[Path]:
-        names = Pseudonyms(out / "private")  # its map is not kept: nobody is shown these names
-        candidates, _ = find_candidates(files, leave_out=folder)
-        intake = take_in(candidates, chosen, specs_of(by_view), names)
-        reasons = [failure.message for failure in intake.failures]
-        written: list[Path] = []
-        for block in study_blocks(intake.studies):
-            for _, result in score_studies(block, by_view, chosen.limits):
-                if isinstance(result, list):
-                    reasons += [failure.message for failure in result]
-                else:
-                    written += write_results(result, folder, limits=chosen.limits)
-        if not written:
-            raise CaseError("; ".join(dict.fromkeys(reasons)) or "no image that could be scored")
-        return written
-
-    return run

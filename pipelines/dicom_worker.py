@@ -1,6 +1,5 @@
 """Complete studies are triaged, one at a time, and their results put into the outbox."""
 
-import errno
 import logging
 import shutil
 import threading
@@ -8,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from esad_med.base.errors import EsadError
+from esad_med.base.errors import EsadError, disk_failure
 from esad_med.base.runs import Say
 from pipelines.dicom_metrics import Metrics
 from pipelines.dicom_settings import NodeConfig
@@ -20,7 +19,6 @@ LOGGER = logging.getLogger(__name__)
 Triage = Callable[[Sequence[Path], Path], Sequence[Path]]
 """The DICOM files of one study and an empty folder -> result files (SR, SC) written into it."""
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _POLL_SECONDS = 0.2
 _PAUSE_SECONDS = 30.0  # after the disk failed or filled up: images wait, nothing is given up
 
@@ -122,7 +120,7 @@ class Worker:
             raise
         except Exception as error:
             self._running = None
-            if _is_of_the_disk(error) or not self._spool.has_room():
+            if disk_failure(error) or not self._spool.has_room():
                 self._disk_failed.add(study)
                 raise  # not the study's fault
             self._end(study, _failed(record, error))
@@ -156,12 +154,3 @@ def _failed(record: StudyRecord, error: Exception) -> StudyRecord:
     known = isinstance(error, EsadError)
     message = str(error) if known else "an unexpected error; please report it"
     return replace(record, error=type(error).__name__, message=message)
-
-
-def _is_of_the_disk(error: BaseException | None) -> bool:
-    """Whether an error, or what it was made of, says that the disk is full or fails."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            return True
-        error = error.__cause__
-    return False

@@ -8,7 +8,7 @@ from typing import Any
 from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml, load_config
 from esad_med.base.errors import CaseError, ConfigError, ModelError
-from esad_med.base.execution import HERE, Place, in_order, open_executor
+from esad_med.base.execution import HERE, Place, as_done, open_executor
 from esad_med.base.locks import hold_folder
 from esad_med.base.runs import (
     JOURNAL,
@@ -37,6 +37,14 @@ class ScreeningSummary:
     out: Path
     slides: list[dict[str, Any]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+
+    def add(self, outcome: ScreenedSlide | Failure) -> None:
+        """Take in what became of a slide."""
+        if isinstance(outcome, Failure):
+            self.failures.append(outcome)
+        else:
+            self.failures += [Failure(**value) for value in outcome.found["failures"]]
+            self.slides.append(outcome.found)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
@@ -116,13 +124,13 @@ def screen_slides(
     detector.check_precision(precision)
     _refuse_other_folders(out, cases)
     claim_run_folder(out, "screen")
-    with hold_folder(out):
+    with hold_folder(out) as turn:
         clock = RunClock()
         earlier = read_earlier(out, cases, detector, config, precision)
         write_text(out / "config.yaml", dump_yaml(config))
         facts = run_facts(detector, precision)
         write_json(out / "run.json", facts)
-        screener = SlideScreener(detector, config, out.resolve(), precision)
+        screener = SlideScreener(detector, config, out.resolve(), precision, turn)
         summary = ScreeningSummary(out)
         _screen_each(cases, screener, place, summary, clock, say, progress)
         write_tables(out, summary.slides, summary.failures, cases=cases, earlier=earlier)
@@ -143,23 +151,24 @@ def _screen_each(
     items = [(case, journal.key_of(case.case_id)) for case in cases]
     limits = screener.config.limits
     with open_executor(place, progress=progress, shared=screener.out) as executor:
-        results = in_order(executor, screener.screen, items, ahead=place.ahead, limits=limits)
+        results = as_done(executor, screener.screen, items, ahead=place.ahead, limits=limits)
+        found = {}
         for done, ((case, _), result) in enumerate(results, 1):
             if isinstance(result, CaseError):
                 result = Failure.of(case.case_id, "screen", result)
+            found[case.case_id] = result
             if isinstance(result, Failure):
-                summary.failures.append(result)
                 clock.counts["slides set aside"] += 1
                 say(f"{case.case_id}: set aside, {result.message}")
                 continue
             if result.seconds:
                 journal.record(case.case_id, result.key)
             _count(clock, result)
-            summary.failures += [Failure(**value) for value in result.found["failures"]]
-            summary.slides.append(result.found)
             say(_line(result.found))
             if place.silent:
                 progress("screening", done, len(cases))
+    for case in cases:
+        summary.add(found[case.case_id])
 
 
 def _count(clock: RunClock, result: ScreenedSlide) -> None:

@@ -13,6 +13,7 @@ from data_prep.tiles import TileBatch
 from esad_med.base.cases import Case
 from esad_med.base.errors import CaseError, ConfigError, EsadError
 from esad_med.base.execution import report
+from esad_med.base.locks import Turn
 from esad_med.base.overlap import read_ahead
 from esad_med.base.runs import Failure, digest_bytes, digest_file, read_json
 from esad_med.base.timing import Stages
@@ -109,12 +110,14 @@ class SlideScreener:
         config: how they are made.
         out: the run folder; a slide's results go into its folder there.
         precision: what the networks compute in.
+        turn: of the run at its folder.
     """
 
     detector: Detector
     config: PathologyConfig
     out: Path
     precision: Precision
+    turn: Turn
 
     def screen(self, item: tuple[Case, str]) -> ScreenedSlide | Failure:
         """Screen a case unless it was completed with the same key; a bad one is a failure.
@@ -145,6 +148,7 @@ class SlideScreener:
         result = screen_slide(
             case, slide, self.detector, self.config, precision=self.precision, stages=stages
         )
+        self.turn.check()
         with stages.measure("write"):
             write_slide_results(folder, result, slide, self.detector)
         return ScreenedSlide(read_json(folder / "slide.json", ConfigError), key, stages.seconds)

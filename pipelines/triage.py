@@ -92,7 +92,10 @@ def triage(
     claim_run_folder(out, "triage")
     out.chmod(0o700)  # pictures of patients, and with --identifiers their names
     shared = out.resolve()
-    with hold_folder(out), open_executor(place, progress=progress, shared=shared) as executor:
+    with (
+        hold_folder(out) as turn,
+        open_executor(place, progress=progress, shared=shared) as executor,
+    ):
         clock, summary = RunClock(), TriageSummary(out, passed_over=others)
         names = Pseudonyms(out / PRIVATE, key_file=key_file)
         with clock.stages.measure("take in"):
@@ -111,7 +114,7 @@ def triage(
         write_json(out / "run.json", facts)
         for failure in intake.failures:
             _set_aside(summary, failure, say)
-        scorer = StudyScorer(dict(detectors), shared, config, dicom)
+        scorer = StudyScorer(dict(detectors), shared, config, dicom, turn)
         found = list(
             _results(intake.studies, scorer, executor, place, summary, clock, say, progress)
         )

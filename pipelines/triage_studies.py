@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esad_med.base.errors import CaseError, ConfigError, ImageError
+from esad_med.base.locks import Turn
 from esad_med.base.runs import Failure, Journal, digest_bytes, read_json
 from esad_med.base.timing import Stages
 from pipelines.triage_intake import Study, TriageConfig
@@ -42,12 +43,14 @@ class StudyScorer:
         out: the run folder.
         config: eligibility and limits.
         dicom: whether DICOM results are written, too.
+        turn: of the run at its folder.
     """
 
     detectors: Mapping[str, ViewDetector]
     out: Path
     config: TriageConfig
     dicom: bool
+    turn: Turn
 
     def score(self, block: Sequence[tuple[Study, bool]]) -> list[TriagedStudy]:
         """Score a block of studies together, and write the results of those that are wanted.
@@ -71,6 +74,7 @@ class StudyScorer:
     def _outcome(self, result: StudyScore | list[Failure]) -> TriagedStudy:
         if isinstance(result, list):
             return TriagedStudy(None, result)
+        self.turn.check()
         folder = self.out / "studies" / result.study.case_id
         write_study(folder, result)
         refused = self._write_dicom(result) if self.dicom else None

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from esad_med.base.errors import ConfigError
 from esad_med.base.execution import Place
 from esad_med.base.guards import stay_with_parent
+from esad_med.base.runs import OURS
 
 # Dask's own list also makes malloc give memory back at once: every batch faults its pages in again.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -55,6 +56,8 @@ def open_cluster(place: Place, shared: Path | None) -> Iterator[Executor]:
             _check_workers(client, shared, place)
         else:
             client = stack.enter_context(_local_client(place.workers))
+        for name in OURS:
+            client.forward_logging(name)
         needs = {"resources": place.resources} if place.resources else {}
         yield client.get_executor(pure=False, **needs)
 
@@ -65,9 +68,13 @@ def _local_client(workers: int) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster, WorkerPlugin
 
-    class StayWithParent(WorkerPlugin):  # type: ignore[misc] # Dask has no types
+    levels = {name: logging.getLogger(name).level for name in OURS}
+
+    class LikeTheCommand(WorkerPlugin):  # type: ignore[misc] # Dask has no types
         def setup(self, worker: Any) -> None:
             stay_with_parent()
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
     settings = {
         "distributed.scheduler.allowed-failures": 0,  # `in_order` tries again, with nothing beside
@@ -89,7 +96,7 @@ def _local_client(workers: int) -> Iterator[Any]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.register_plugin(StayWithParent())
+        client.register_plugin(LikeTheCommand())
         yield client
 
 

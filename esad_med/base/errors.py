@@ -12,6 +12,10 @@ A message says the thing, what was found, what was expected, and the remedy. A c
 is a ``ValueError``; what cannot happen is an ``assert``.
 """
 
+import errno
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
 
 class EsadError(Exception):
     """A user's data or settings cannot be used; the message says what to do about it."""
@@ -39,3 +43,12 @@ class StoreError(EsadError):
 
 class ModelError(EsadError):
     """A Detector is damaged, or was given data outside its contract."""
+
+
+def disk_failure(error: BaseException | None) -> int | None:
+    """The ``errno`` of a full or failing disk, where an error or what it was made of has one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return error.errno
+        error = error.__cause__
+    return None

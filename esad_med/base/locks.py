@@ -12,9 +12,12 @@ import os
 import re
 import shutil
 import socket
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esad_med.base.errors import ConfigError
 from esad_med.base.runs import LOCK, output_error
@@ -23,18 +26,43 @@ from esad_med.base.runs import LOCK, output_error
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(\d+|[a-z0-9_]{8})\.(?P<kind>partial|old)")
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A run's turn at an output; picklable, for a cluster's workers may outlive the command.
+
+    Attributes:
+        lock: its file.
+        name: of this run and no other, as the file has it.
+    """
+
+    lock: Path
+    name: str
+
+    def check(self) -> None:
+        """Refuse to write for a run that is over.
+
+        Raises:
+            ConfigError: it has ended, or another one has begun.
+        """
+        if _written_in(self.lock)[2:] != [self.name]:
+            raise ConfigError(
+                f"{self.lock.parent}: the run that asked for this has ended; its results are not"
+                " written, start the command again"
+            )
+
+
 @contextmanager
-def hold_folder(out: Path) -> Iterator[None]:
+def hold_folder(out: Path) -> Iterator[Turn]:
     """Be the only run in an existing run folder while the block lasts.
 
     Raises:
         ConfigError: another run works in it, or it cannot be written.
     """
-    with _hold(out / LOCK, out) as killed:
+    with _hold(out / LOCK, out) as (turn, killed):
         if killed:
             sweep_folder(out)
         try:
-            yield
+            yield turn
         finally:
             sweep_folder(out)  # its workers may have been killed
 
@@ -63,10 +91,11 @@ def hold_output(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _hold(lock: Path, out: Path) -> Iterator[bool]:
+def _hold(lock: Path, out: Path) -> Iterator[tuple[Turn, bool]]:
     """Hold a lock file; whether a killed run had left it."""
+    turn = Turn(lock.absolute(), uuid.uuid4().hex)
     try:
-        handle, left = _open_locked(lock)
+        handle, left = _open_locked(lock, turn.name)
     except BlockingIOError as error:
         raise ConfigError(
             f"{out}: another run is writing here{_holder(lock)}; wait for it, or choose another"
@@ -75,14 +104,14 @@ def _hold(lock: Path, out: Path) -> Iterator[bool]:
     except OSError as error:
         raise output_error(out, error) from error
     try:
-        yield left
+        yield turn, left
     finally:
         with suppress(OSError):  # a full disk or a folder that is gone: nothing is left to do
             lock.unlink(missing_ok=True)  # before letting go: nobody else holds this file yet
         os.close(handle)
 
 
-def _open_locked(lock: Path) -> tuple[int, bool]:
+def _open_locked(lock: Path, name: str) -> tuple[int, bool]:
     """Open and lock the file that stands under this name now; whether it stood there before."""
     while True:
         left = lock.exists()
@@ -91,7 +120,7 @@ def _open_locked(lock: Path) -> tuple[int, bool]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
                 os.truncate(handle, 0)
-                os.write(handle, json.dumps([socket.gethostname(), os.getpid()]).encode())
+                os.write(handle, json.dumps([socket.gethostname(), os.getpid(), name]).encode())
                 return handle, left
         except BaseException:
             os.close(handle)
@@ -102,10 +131,19 @@ def _open_locked(lock: Path) -> tuple[int, bool]:
 def _holder(lock: Path) -> str:
     """Who holds a lock, as far as the file says."""
     try:
-        host, process = json.loads(lock.read_text(encoding="utf-8"))
+        host, process, _ = _written_in(lock)
         return f" (process {int(process)} on {host})"
-    except (OSError, ValueError, TypeError):
+    except (ValueError, TypeError):
         return ""
+
+
+def _written_in(lock: Path) -> list[Any]:
+    """Machine, process and name of the run that holds a lock; empty where the file says nothing."""
+    try:
+        found = json.loads(lock.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) else []
 
 
 def _temporaries(files: Iterable[Path]) -> list[tuple[Path, Path, str]]:

@@ -1,6 +1,7 @@
 """Writing results so that nothing half-written ever stands under a final name; the run folder."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -168,19 +169,34 @@ def _sync_files(folder: Path) -> None:
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
-    """Give a folder its final name."""
-    if path.exists():
+    """Give a folder its final name, also where two workers finish the same case in one moment."""
+    while not _renamed(temporary, path):
         old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        path.rename(old)  # onto the empty folder; a kill here is mended by `locks`
         try:
-            temporary.rename(path)
+            path.rename(old)  # onto the empty folder; a kill here is mended by `locks`
+        except FileNotFoundError:  # the other one has just moved it away, too
+            old.rmdir()
+            continue
+        try:
+            done = _renamed(temporary, path)
         except BaseException:
             old.rename(path)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    else:
-        temporary.rename(path)
+        if done:
+            break
     _sync_folder(path.parent)
+
+
+def _renamed(temporary: Path, path: Path) -> bool:
+    """Rename a folder unless one with content stands there."""
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -47,6 +47,14 @@ def serve(
     status: Annotated[
         bool, typer.Option("--status", help="Show how the spool stands, and end.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1,
+            help="1: studies are triaged beside the node, where a crash costs one; 0: within it.",
+        ),
+    ] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     config: ConfigFile = None,
     settings: Set = None,
@@ -70,11 +78,12 @@ def serve(
         raise ConfigError("serve: no detector; give at least one with --detector")
     _need_pynetdicom()
     from esad_med.base.config import load_config
+    from esad_med.base.execution import Place, open_executor
     from esad_med.base.interrupts import raise_if_interrupted
     from esad_med.cli.options import overrides
     from pipelines.dicom_node import serve as run_node
-    from pipelines.dicom_results import make_study_triage
     from pipelines.dicom_settings import NodeConfig
+    from pipelines.dicom_triage import make_study_triage
 
     files = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_ca": tls_ca}
     flags = {"ae_title": ae_title, "host": host, "port": port, "allow": allow, "peer": peer}
@@ -87,13 +96,14 @@ def serve(
         where = f"{chosen.host}:{port}" if port else "the watched folder"
         say(f"{chosen.ae_title} takes images from {where}; research use only, not for diagnosis")
 
-    with _leaving() as stop:
+    with open_executor(Place(workers)) as executor, _leaving() as stop:
         triage = make_study_triage(
             detector,
             out=spool / "triage",
             config=triage_config,
             settings=triage_settings or [],
             device=device,
+            executor=executor,
         )
         run_node(
             spool,

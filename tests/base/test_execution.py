@@ -1,10 +1,12 @@
 """Executors: results in the order of the items, in this process and on Dask workers."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -151,3 +153,23 @@ def test_workers_inherit_the_environment_but_have_one_thread() -> None:
         check=True,
     )
     assert done.stdout.split() == ["kernels", "1", "None"]  # the last is slow for large arrays
+
+
+def warn_of(number: int) -> None:
+    logging.getLogger("pipelines.somewhere").warning("seen %d", number)
+    logging.getLogger("pipelines.somewhere").info("too much")
+    logging.getLogger("somebody.else").warning("what stood in a file")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_messages_of_ours_reach_the_command_from_its_workers(
+    workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    if workers > 1:
+        pytest.importorskip("distributed")
+    with open_executor(Place(workers)) as executor:
+        list(in_order(executor, warn_of, [1, 2], ahead=1))
+        deadline = time.monotonic() + 10
+        while len(caplog.messages) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert caplog.messages == ["seen 1", "seen 2"]

@@ -1,6 +1,7 @@
 """One run per output; what a killed run left is swept away, and nothing else."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -75,3 +76,14 @@ def test_what_a_killed_run_left_beside_its_store_is_swept(tmp_path: Path) -> Non
     with hold_output(tmp_path / "store"):
         pass
     assert {path.name for path in tmp_path.iterdir()} == others
+
+
+def test_who_works_for_a_run_that_is_over_is_told(tmp_path: Path) -> None:
+    with hold_folder(tmp_path) as first:
+        pickle.loads(pickle.dumps(first)).check()
+    with pytest.raises(ConfigError, match="has ended"):
+        first.check()
+    with hold_folder(tmp_path) as second:
+        second.check()
+        with pytest.raises(ConfigError, match="has ended"):
+            first.check()

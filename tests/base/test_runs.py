@@ -1,6 +1,9 @@
 """Results appear whole or not at all; the journal remembers what is complete."""
 
 import errno
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +43,22 @@ def test_a_folder_replaces_the_old_one_only_at_the_end(tmp_path):
         (temporary / "new").write_text("2")
         assert (path / "old").exists()
     assert [file.name for file in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_folder(path: Path, value: int) -> None:
+    """Two files that must be of one writer, written often."""
+    for _ in range(40):
+        with atomic_folder(path) as temporary:
+            (temporary / "a").write_text(str(value))
+            (temporary / "b").write_text(str(value))
+
+
+def test_writers_of_one_folder_do_not_mind_each_other(tmp_path):
+    path = tmp_path / "case"
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(write_folder, [path, path], [1, 2]))
+    assert len({(path / name).read_text() for name in "ab"}) == 1
     assert list(tmp_path.iterdir()) == [path]
 
 

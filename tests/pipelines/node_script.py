@@ -59,7 +59,7 @@ def slow(images: Sequence[Path], folder: Path) -> list[Path]:
 def choose(triage: str, spool: Path) -> Triage:
     if triage in globals():
         return globals()[triage]
-    from pipelines.dicom_results import make_study_triage  # seconds for torch and MONAI
+    from pipelines.dicom_triage import make_study_triage  # seconds for torch and MONAI
 
     detectors = [Path(folder) for folder in triage.split(":")]
     return make_study_triage(

@@ -690,16 +690,16 @@ def test_beyond_loopback_a_node_needs_its_callers_named_or_to_be_told():
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """`pipelines.dicom_results` with a triage that gives nothing."""
-    module = ModuleType("pipelines.dicom_results")
+    """`pipelines.dicom_triage` with a triage that gives nothing."""
+    module = ModuleType("pipelines.dicom_triage")
     module.calls = []
 
-    def make_study_triage(detectors, *, out, config, settings, device):
+    def make_study_triage(detectors, *, out, config, settings, device, executor):
         module.calls.append((list(detectors), out, config, list(settings), device))
         return lambda images, folder: []
 
     module.make_study_triage = make_study_triage
-    monkeypatch.setitem(sys.modules, "pipelines.dicom_results", module)
+    monkeypatch.setitem(sys.modules, "pipelines.dicom_triage", module)
     return module
 
 

@@ -1,5 +1,7 @@
 """A study's scores as DICOM, and triage as the node calls it."""
 
+import errno
+import pickle
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,8 +13,9 @@ from composed_xrays import draw_pixels
 from PIL import Image
 
 from esad_med.base.config import load_config
-from esad_med.base.errors import CaseError
-from pipelines.dicom_results import make_study_triage
+from esad_med.base.errors import CaseError, ConfigError
+from esad_med.base.execution import Place, open_executor
+from pipelines.dicom_triage import make_study_triage
 from pipelines.triage import triage
 from pipelines.triage_intake import TriageConfig
 from pipelines.triage_scoring import load_detectors
@@ -54,6 +57,36 @@ def test_the_same_study_gives_the_same_uids(study_triage, write_dicom, tmp_path)
             [pydicom.dcmread(p).SOPInstanceUID for p in study_triage([path], tmp_path / name)]
         )
     assert found[0] == found[1]
+
+
+def test_beside_this_process_a_study_gives_the_same_objects(xray_detectors, write_dicom, tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", seed=1)
+    lateral = write_dicom(tmp_path / "b.dcm", seed=1, ViewPosition="LL")
+    chosen = {"config": None, "settings": [], "device": "cpu", "out": tmp_path / "node"}
+    found = []
+    with open_executor(Place(1)) as executor:
+        for where in (None, executor):
+            run = make_study_triage(list(xray_detectors.values()), executor=where, **chosen)
+            folder = tmp_path / str(len(found))
+            folder.mkdir()
+            found.append([pydicom.dcmread(result) for result in run([path], folder)])
+            with pytest.raises(CaseError, match="lateral view"):
+                run([lateral], folder)
+    for here, there in zip(*found, strict=True):
+        assert here.SOPInstanceUID == there.SOPInstanceUID
+        assert here.get("PixelData") == there.get("PixelData")
+
+
+def test_a_full_disk_is_told_from_a_bad_study(study_triage, write_dicom, tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        error = ConfigError("sr.dcm cannot be written")
+        raise error from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipelines.dicom_triage.write_results", full)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="No space") as raised:
+        study_triage([write_dicom(tmp_path / "a.dcm", seed=1)], tmp_path / "out")
+    assert pickle.loads(pickle.dumps(raised.value)).errno == errno.ENOSPC
 
 
 def test_a_study_without_an_image_to_score_is_an_error_without_names(

@@ -14,7 +14,7 @@ from dicom_objects import STORESCU, compose, uid
 from pacs_loop import PLUGIN, numbers_of
 from pydicom import dcmread
 
-from pipelines.dicom_results import make_study_triage
+from pipelines.dicom_triage import make_study_triage
 
 PROGRAMS = ("Orthanc", "dciodvfy", "unshare", "ip")
 

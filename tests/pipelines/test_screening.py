@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,14 @@ import torch
 
 from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml
+from esad_med.base.errors import ConfigError
+from esad_med.base.locks import hold_folder
 from esad_med.base.runs import Failure, write_csv, write_failures, write_json, write_text
 from esad_med.method.detector import Detector
 from pipelines.pathology import PathologyConfig, config_of
 from pipelines.scoring import read_scores
 from pipelines.screening import screening_config
+from pipelines.screening_slide import SlideScreener
 from pipelines.screening_tables import read_earlier
 
 
@@ -268,6 +272,21 @@ def test_a_finer_stride_is_allowed(trained):
     changed = screening_config(detector, None, ["tiles.stride_px=32"])
     assert own.tiles.stride_px == 64
     assert changed.tiles.stride_px == 32
+
+
+def test_a_worker_that_outlives_its_command_writes_nothing(screened, composed, trained, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    detector = Detector.load(trained)
+    with hold_folder(out) as killed:
+        pass
+    screener = SlideScreener(detector, screening_config(detector, None, []), out, "float32", killed)
+    case = Case(case_id="normal_1", path=composed / "normal_1.tif")
+    with hold_folder(out) as turn:
+        with pytest.raises(ConfigError, match="the run that asked for this has ended"):
+            screener.screen((case, ""))
+        assert [path.name for path in out.iterdir()] == [".lock"]
+        assert replace(screener, turn=turn).screen((case, "")).found["tiles"] > 0
 
 
 def test_a_bad_slide_is_set_aside(composed, trained, run_command, tmp_path):

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pydicom
@@ -45,17 +47,12 @@ def send(path: Path, port: int) -> int:
     return int(status)
 
 
-def test_an_image_goes_in_and_its_report_and_picture_come_back(
-    xray_detectors, write_dicom, peer, tmp_path
-):
-    received, peer_port = peer
-    port, spool, log = free_port(), tmp_path / "spool", tmp_path / "log"
-    flags = ["--spool", spool, "--port", port, "--peer", f"PACS@127.0.0.1:{peer_port}"]
-    flags += ["--detector", xray_detectors["PA"], "--detector", xray_detectors["AP"]]
-    flags += ["--quiet-seconds", "0.5", "--allow", "CR_ROOM_1"]
-    command = [sys.executable, "-c", "from esad_med.cli import main; main()", "serve", *flags]
-    good = write_dicom(tmp_path / "pa.dcm", seed=1)
-    lateral = write_dicom(tmp_path / "lateral.dcm", seed=2, ViewPosition="LL")
+@contextmanager
+def running(spool: Path, log: Path, *flags: object) -> Iterator[int]:
+    """A node of its own process on a free port; it must stop by itself when told."""
+    port = free_port()
+    command = [sys.executable, "-c", "from esad_med.cli import main; main()", "serve"]
+    command += ["--spool", spool, "--port", port, "--allow", "CR_ROOM_1", *flags]
     with log.open("w") as file:
         node = subprocess.Popen(
             [str(part) for part in command],
@@ -65,13 +62,26 @@ def test_an_image_goes_in_and_its_report_and_picture_come_back(
         )
     try:
         wait_for(lambda: "takes images from" in log.read_text(), seconds=90)
+        yield port
+    finally:
+        node.terminate()
+        assert node.wait(30) == 0
+
+
+def test_an_image_goes_in_and_its_report_and_picture_come_back(
+    xray_detectors, write_dicom, peer, tmp_path
+):
+    received, peer_port = peer
+    spool, log = tmp_path / "spool", tmp_path / "log"
+    flags = ["--peer", f"PACS@127.0.0.1:{peer_port}", "--quiet-seconds", "0.5"]
+    flags += ["--detector", xray_detectors["PA"], "--detector", xray_detectors["AP"]]
+    good = write_dicom(tmp_path / "pa.dcm", seed=1)
+    lateral = write_dicom(tmp_path / "lateral.dcm", seed=2, ViewPosition="LL")
+    with running(spool, log, *flags) as port:
         assert send(good, port) == send(lateral, port) == 0
         wait_for(lambda: len(list(received.iterdir())) == 2, seconds=60)
         wait_for(lambda: "set aside" in log.read_text(), seconds=60)
         status = read_status(spool)
-    finally:
-        node.terminate()
-        assert node.wait(30) == 0
     found = [pydicom.dcmread(path, force=True) for path in received.iterdir()]
     source = pydicom.dcmread(good)
     assert {dataset.Modality for dataset in found} == {"SR", "OT"}
@@ -82,9 +92,24 @@ def test_an_image_goes_in_and_its_report_and_picture_come_back(
     assert "SECRET" not in log.read_text() + json.dumps(status)
 
 
+def test_a_study_that_ends_its_process_is_set_aside_and_the_node_goes_on(
+    xray_detectors, write_dicom, tmp_path
+):
+    spool, log = tmp_path / "spool", tmp_path / "log"
+    flags = ["--detector", xray_detectors["PA"], "--quiet-seconds", "0.1"]
+    flags += ["--triage-set", "limits.case_seconds=0.001"]
+    with running(spool, log, *flags) as port:
+        for count, name in enumerate(("one.dcm", "two.dcm"), start=1):
+            assert send(write_dicom(tmp_path / name, seed=count), port) == 0
+            wait_for(lambda n=count: log.read_text().count("set aside") == n, seconds=60)
+        status = read_status(spool)
+    assert len(status["set_aside"]) == 2
+    assert json.dumps(status).count("took longer than limits.case_seconds") == 2
+
+
 def read_status(spool: Path) -> dict:
     code = "from esad_med.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", "--status", "--spool", str(spool), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 3  # one study is set aside
+    assert done.returncode == 3  # a study is set aside
     return json.loads(done.stdout)
