@@ -12,7 +12,7 @@ import pandas as pd
 
 from esad_med.base.errors import ModelError
 from esad_med.base.runs import read_json
-from esad_med.base.store import write_store
+from esad_med.base.store_writing import write_store
 
 RANKS = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,12 @@ def test_tables_are_written_in_three_places() -> None:
     writers = re.compile(r"csv\.(writer|DictWriter)\(|\.to_csv\(")
     found = {m for m, path in FILES.items() if writers.search(path.read_text(encoding="utf-8"))}
     assert found == {"esad_med.base.runs", "esad_med.base.texts", "esad_med.base.identifiers"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_benchmarks_use_names_that_there_are(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PACKAGES:
+            module = import_module(str(node.module))
+            for alias in node.names:
+                assert hasattr(module, alias.name) or f"{node.module}.{alias.name}" in FILES

@@ -50,6 +50,16 @@ def test_help_names_every_command_and_needs_neither_torch_nor_monai():
         assert f"  {name} " in found.stdout
 
 
+def test_threads_let_go_of_a_core_early_unless_the_user_has_said_how(run_command, monkeypatch):
+    for policy, expected in (({}, "10000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in policy.items():
+            monkeypatch.setenv(name, value)
+        assert run_command("--version").code == 0
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself(name, run_command):
     outcome = run_command(name, "--help")

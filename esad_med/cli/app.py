@@ -67,6 +67,10 @@ def options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    # OpenMP reads it when torch is loaded. Its threads else wait for each other for milliseconds
+    # before they let go of a core, which others want where several programs share a machine.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         _run(arguments)
     except SystemExit as stop:
