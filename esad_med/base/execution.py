@@ -304,6 +304,8 @@ def _outcome(future: "Future[R]") -> R | _Lost:
         return future.result()
     except BaseException as error:
         name = type(error).__name__  # Dask's and Pebble's, which this module does not import
+        if name == "BrokenProcessPool":
+            return _Lost(f"{_DIED}; {_REMEDY}")
         if name == "ProcessExpired":
             return _Lost(_why(int(getattr(error, "exitcode", 0) or 0)))
         if name == "KilledWorker":

@@ -173,3 +173,20 @@ def test_messages_of_ours_reach_the_command_from_its_workers(
         while len(caplog.messages) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
     assert caplog.messages == ["seen 1", "seen 2"]
+
+
+def own_number(_: int) -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.05, 0.3])
+def test_a_process_that_dies_between_two_tasks_is_replaced(pause: float) -> None:
+    with open_executor(Place(1)) as executor:
+        seen = set()
+        for number in range(3):
+            ((_, process),) = in_order(executor, own_number, [number], ahead=1)
+            assert isinstance(process, int)
+            seen.add(process)
+            os.kill(process, signal.SIGKILL)
+            time.sleep(pause)
+    assert len(seen) == 3

@@ -147,7 +147,7 @@ def test_messages_are_taken_whatever_is_wrong_with_one() -> None:
     told.send(1)
     for label in ("two", "three"):
         told.send(("progress", label, 1, 2))
-    _listen(heard, show, ended)
+    _listen(heard, show, lambda: None, ended)
     assert shown == ["three"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,8 +49,8 @@ def send(path: Path, port: int) -> int:
 
 
 @contextmanager
-def running(spool: Path, log: Path, *flags: object) -> Iterator[int]:
-    """A node of its own process on a free port; it must stop by itself when told."""
+def running(spool: Path, log: Path, *flags: object) -> Iterator[tuple[int, int]]:
+    """A node's port and process; it must stop by itself when told."""
     port = free_port()
     command = [sys.executable, "-c", "from esad_med.cli import main; main()", "serve"]
     command += ["--spool", spool, "--port", port, "--allow", "CR_ROOM_1", *flags]
@@ -62,7 +63,7 @@ def running(spool: Path, log: Path, *flags: object) -> Iterator[int]:
         )
     try:
         wait_for(lambda: "takes images from" in log.read_text(), seconds=90)
-        yield port
+        yield port, node.pid
     finally:
         node.terminate()
         assert node.wait(30) == 0
@@ -77,7 +78,7 @@ def test_an_image_goes_in_and_its_report_and_picture_come_back(
     flags += ["--detector", xray_detectors["PA"], "--detector", xray_detectors["AP"]]
     good = write_dicom(tmp_path / "pa.dcm", seed=1)
     lateral = write_dicom(tmp_path / "lateral.dcm", seed=2, ViewPosition="LL")
-    with running(spool, log, *flags) as port:
+    with running(spool, log, *flags) as (port, _):
         assert send(good, port) == send(lateral, port) == 0
         wait_for(lambda: len(list(received.iterdir())) == 2, seconds=60)
         wait_for(lambda: "set aside" in log.read_text(), seconds=60)
@@ -98,13 +99,42 @@ def test_a_study_that_ends_its_process_is_set_aside_and_the_node_goes_on(
     spool, log = tmp_path / "spool", tmp_path / "log"
     flags = ["--detector", xray_detectors["PA"], "--quiet-seconds", "0.1"]
     flags += ["--triage-set", "limits.case_seconds=0.001"]
-    with running(spool, log, *flags) as port:
+    with running(spool, log, *flags) as (port, _):
         for count, name in enumerate(("one.dcm", "two.dcm"), start=1):
             assert send(write_dicom(tmp_path / name, seed=count), port) == 0
             wait_for(lambda n=count: log.read_text().count("set aside") == n, seconds=60)
         status = read_status(spool)
     assert len(status["set_aside"]) == 2
     assert json.dumps(status).count("took longer than limits.case_seconds") == 2
+
+
+def triaging_process(node: int) -> int:
+    """The process beside a node."""
+    threads = Path(f"/proc/{node}/task").iterdir()
+    children = [child for t in threads for child in (t / "children").read_text().split()]
+    (found,) = (c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes())
+    return int(found)
+
+
+def test_the_process_that_triages_may_be_killed_or_hang(xray_detectors, write_dicom, tmp_path):
+    spool, log = tmp_path / "spool", tmp_path / "log"
+    flags = ["--detector", xray_detectors["PA"], "--quiet-seconds", "0.1"]
+    flags += ["--set", "stop_seconds=1"]
+    with running(spool, log, *flags) as (port, node):
+        for count in (1, 2):
+            assert send(write_dicom(tmp_path / f"{count}.dcm", seed=count), port) == 0
+            wait_for(lambda n=count: log.read_text().count("triaged, 2 results") == n, seconds=60)
+            os.kill(triaging_process(node), signal.SIGKILL)
+        assert send(write_dicom(tmp_path / "3.dcm", seed=3), port) == 0
+        wait_for(lambda: log.read_text().count("triaged, 2 results") == 3, seconds=60)
+        hanging = triaging_process(node)
+        os.kill(hanging, signal.SIGSTOP)
+        assert send(write_dicom(tmp_path / "4.dcm", seed=4), port) == 0
+        wait_for(lambda: any(spool.glob("incoming/*/study.json")), seconds=60)  # its attempt
+    os.kill(hanging, signal.SIGKILL)
+    assert "the triage under way was cut off; it is done at the next start" in log.read_text()
+    (record,) = spool.glob("incoming/*/study.json")
+    assert json.loads(record.read_text())["attempts"] == 0
 
 
 def read_status(spool: Path) -> dict:
