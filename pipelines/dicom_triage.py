@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esad_med.base.config import load_config
-from esad_med.base.errors import CaseError, EsadError, disk_failure
+from esad_med.base.errors import CaseError, disk_failure
 from esad_med.base.execution import InProcess, in_order
 from esad_med.base.identifiers import Pseudonyms
 from pipelines.dicom_results import write_results
@@ -46,12 +46,13 @@ class StudyTriage:
 
         Raises:
             CaseError: no image could be scored, and why.
+            ModelError: a detector's folder was changed since the node was started.
             OSError: the disk is full or fails. Its number reaches another process, which the cause
                 of an error does not.
         """
         try:
             return self._triage(*study)
-        except EsadError as error:
+        except Exception as error:
             number = disk_failure(error)
             if number is None:
                 raise

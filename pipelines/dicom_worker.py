@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from esad_med.base.errors import EsadError, disk_failure
+from esad_med.base.errors import EsadError, ModelError, disk_failure
+from esad_med.base.execution import FRAMES
 from esad_med.base.runs import Say
 from pipelines.dicom_metrics import Metrics
 from pipelines.dicom_settings import NodeConfig
@@ -48,7 +49,7 @@ class Worker:
         self._metrics = metrics or Metrics()
         self._say = say
         self._running: str | None = None
-        self._disk_failed: set[str] = set()
+        self._not_its_fault: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Work until stopped."""
@@ -75,7 +76,8 @@ class Worker:
         try:
             self.work_on(study)
         except Exception as error:  # of the disk, or a hand in the spool: the node goes on
-            LOGGER.error("study %s: not triaged now (%s)", study[:8], type(error).__name__)
+            why = error if isinstance(error, EsadError) else type(error).__name__
+            LOGGER.error("study %s: not triaged now (%s)", study[:8], why)
             self._spool.postpone(study)
             stop.wait(_POLL_SECONDS)
 
@@ -103,7 +105,7 @@ class Worker:
 
     def _attempt(self, study: str, images: Sequence[Path], record: StudyRecord) -> None:
         self._running = study
-        again = study in self._disk_failed  # that attempt ended, though nothing could note it
+        again = study in self._not_its_fault  # that attempt ended, though nothing could note it
         attempts = record.attempts + (not again)
         record = replace(record, attempts=attempts, ended=0.0, error="", message="")
         self._spool.write_record(study, record)
@@ -120,13 +122,14 @@ class Worker:
             raise
         except Exception as error:
             self._running = None
-            if disk_failure(error) or not self._spool.has_room():
-                self._disk_failed.add(study)
-                raise  # not the study's fault
+            model = isinstance(error, ModelError)  # its folder was changed under the node
+            if model or disk_failure(error) or not self._spool.has_room():
+                self._not_its_fault.add(study)
+                raise
             self._end(study, _failed(record, error))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        self._disk_failed.discard(study)
+        self._not_its_fault.discard(study)
 
     def _results(self, images: Sequence[Path], folder: Path) -> list[Path]:
         with self._metrics.timed("triage"):
@@ -151,6 +154,8 @@ class Worker:
 
 def _failed(record: StudyRecord, error: Exception) -> StudyRecord:
     """The record of a study set aside; an unknown error's words may hold what stood in an image."""
-    known = isinstance(error, EsadError)
-    message = str(error) if known else "an unexpected error; please report it"
-    return replace(record, error=type(error).__name__, message=message)
+    if isinstance(error, EsadError):
+        return replace(record, error=type(error).__name__, message=str(error))
+    name = str(error) if hasattr(error, FRAMES) else type(error).__name__
+    LOGGER.error("unexpected %s, please report it with these lines", name, exc_info=error)
+    return replace(record, error=name, message="an unexpected error; please report it")

@@ -40,6 +40,7 @@ TOP = {
 }
 # What may load a file: these can run no program that stands in it, the last two as they are called
 LOADERS = {
+    "ForkingPickler.loads": "packed",  # what a command sends to a process of its own, by a pipe
     **dict.fromkeys(("json.loads", "picture.load", "Detector.load", "self.average.load"), ""),
     "np.load": "allow_pickle=False",
     "torch.load": "weights_only=True",

@@ -56,8 +56,6 @@ def open_cluster(place: Place, shared: Path | None) -> Iterator[Executor]:
             _check_workers(client, shared, place)
         else:
             client = stack.enter_context(_local_client(place.workers))
-        for name in OURS:
-            client.forward_logging(name)
         needs = {"resources": place.resources} if place.resources else {}
         yield client.get_executor(pure=False, **needs)
 
@@ -97,6 +95,8 @@ def _local_client(workers: int) -> Iterator[Any]:
         Client(cluster) as client,
     ):
         client.register_plugin(LikeTheCommand())
+        for name in OURS:  # a shared scheduler would forward every command's to every other
+            client.forward_logging(name)
         yield client
 
 

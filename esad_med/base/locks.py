@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from typing import Any
 from esad_med.base.errors import ConfigError
 from esad_med.base.runs import LOCK, output_error
 
+_PATIENCE_SECONDS = 5.0  # a network file system may show a new file late, or empty
 # of `atomic_file` (a process number) and `atomic_folder` (eight random characters)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(\d+|[a-z0-9_]{8})\.(?P<kind>partial|old)")
 
@@ -44,7 +46,10 @@ class Turn:
         Raises:
             ConfigError: it has ended, or another one has begun.
         """
-        if _written_in(self.lock)[2:] != [self.name]:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not (found := _written_in(self.lock)) and time.monotonic() < deadline:
+            time.sleep(_PATIENCE_SECONDS / 20)
+        if found[2:] != [self.name]:
             raise ConfigError(
                 f"{self.lock.parent}: the run that asked for this has ended; its results are not"
                 " written, start the command again"
@@ -93,7 +98,7 @@ def hold_output(out: Path) -> Iterator[None]:
 @contextmanager
 def _hold(lock: Path, out: Path) -> Iterator[tuple[Turn, bool]]:
     """Hold a lock file; whether a killed run had left it."""
-    turn = Turn(lock.absolute(), uuid.uuid4().hex)
+    turn = Turn(lock.resolve(), uuid.uuid4().hex)
     try:
         handle, left = _open_locked(lock, turn.name)
     except BlockingIOError as error:
@@ -121,6 +126,7 @@ def _open_locked(lock: Path, name: str) -> tuple[int, bool]:
             if lock.exists() and os.path.samestat(os.fstat(handle), lock.stat()):
                 os.truncate(handle, 0)
                 os.write(handle, json.dumps([socket.gethostname(), os.getpid(), name]).encode())
+                os.fsync(handle)  # workers of other machines read it
                 return handle, left
         except BaseException:
             os.close(handle)

@@ -9,14 +9,12 @@ from concurrent.futures import Executor, Future, InvalidStateError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, TypeVar
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, TypeVar
 
 from esad_med.base.execution import listen_with
 from esad_med.base.guards import stay_with_parent
 from esad_med.base.runs import OURS, Progress
-
-if TYPE_CHECKING:
-    from pebble import ProcessPool
 
 R = TypeVar("R")
 
@@ -44,7 +42,9 @@ class OwnProcess(Executor):
         if not self._pool.active:
             self._end_pool()
             self._pool = self._new_pool()
-        future: Future[R] = self._pool.schedule(fn, args=args, kwargs=kwargs)
+        # Pebble cannot answer for a task that fails to unpickle: the process dies, or waits on
+        packed = bytes(ForkingPickler.dumps((fn, args, kwargs)))
+        future: Future[R] = self._pool.schedule(_perform, args=(packed,))
         self._waiting = [other for other in self._waiting if not other.done()] + [future]
         return future
 
@@ -61,7 +61,7 @@ class OwnProcess(Executor):
         self._ended = True
         self._end_pool()
 
-    def _new_pool(self) -> "ProcessPool":
+    def _new_pool(self) -> Any:
         from pebble import ProcessPool
 
         return ProcessPool(
@@ -72,9 +72,14 @@ class OwnProcess(Executor):
         )
 
     def _end_pool(self) -> None:
-        self._pool.stop()  # type: ignore[no-untyped-call] # Pebble's
+        self._pool.stop()
         self._pool.join()
         _give_up(self._waiting)
+
+
+def _perform(packed: bytes) -> Any:
+    fn, args, kwargs = ForkingPickler.loads(packed)
+    return fn(*args, **kwargs)
 
 
 def _give_up(waiting: list[Future[Any]]) -> None:

@@ -8,9 +8,10 @@ import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -136,10 +137,11 @@ def _check_place(path: Path) -> Path:
     """The resolved path of a folder that can be made or replaced."""
     with _output_errors(path):
         path = path.resolve()  # "." has no name to put a temporary folder beside
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path}: is a file, expected a folder; choose another --out")
-        if path.is_mount():
-            raise ConfigError(f"{path}: is a mount point; name a new folder inside it as --out")
+        with suppress(FileNotFoundError):  # or another writer has moved it away for a moment
+            if not stat.S_ISDIR(path.stat().st_mode):
+                raise ConfigError(f"{path}: is a file, expected a folder; choose another --out")
+            if path.is_mount():
+                raise ConfigError(f"{path}: is a mount point; name a new folder inside it as --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

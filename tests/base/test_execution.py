@@ -190,3 +190,26 @@ def test_a_process_that_dies_between_two_tasks_is_replaced(pause: float) -> None
             os.kill(process, signal.SIGKILL)
             time.sleep(pause)
     assert len(seen) == 3
+
+
+class Reluctant:
+    """Cannot be unpickled: by an error that Pebble would pass over, or die of."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[object, tuple[Exception]]:
+        return refuse, (self.error,)
+
+
+def refuse(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [ConfigError("detector: was changed"), RuntimeError("memory")])
+def test_a_task_that_does_not_arrive_says_why(error: Exception) -> None:
+    with open_executor(Place(1)) as executor:
+        results = in_order(executor, own_number, [Reluctant(error)], ahead=1)  # type: ignore[list-item]
+        with pytest.raises(type(error), match=str(error)):
+            next(results)
+        assert len(list(in_order(executor, own_number, [1], ahead=1))) == 1

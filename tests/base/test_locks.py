@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,10 @@ def test_what_a_killed_run_left_beside_its_store_is_swept(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == others
 
 
-def test_who_works_for_a_run_that_is_over_is_told(tmp_path: Path) -> None:
+def test_who_works_for_a_run_that_is_over_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esad_med.base.locks._PATIENCE_SECONDS", 0.1)
     with hold_folder(tmp_path) as first:
         pickle.loads(pickle.dumps(first)).check()
     with pytest.raises(ConfigError, match="has ended"):
@@ -87,3 +91,14 @@ def test_who_works_for_a_run_that_is_over_is_told(tmp_path: Path) -> None:
         second.check()
         with pytest.raises(ConfigError, match="has ended"):
             first.check()
+
+
+def test_a_lock_that_a_network_shows_late_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with hold_folder(tmp_path / "link") as turn:
+        (tmp_path / "link").unlink()  # workers of other machines know the folder, not the link
+        written = turn.lock.read_text()
+        turn.lock.write_text("")
+        threading.Timer(0.3, turn.lock.write_text, [written]).start()
+        turn.check()

@@ -48,7 +48,7 @@ def test_a_folder_replaces_the_old_one_only_at_the_end(tmp_path):
 
 def write_folder(path: Path, value: int) -> None:
     """Two files that must be of one writer, written often."""
-    for _ in range(40):
+    for _ in range(200):
         with atomic_folder(path) as temporary:
             (temporary / "a").write_text(str(value))
             (temporary / "b").write_text(str(value))
@@ -56,8 +56,8 @@ def write_folder(path: Path, value: int) -> None:
 
 def test_writers_of_one_folder_do_not_mind_each_other(tmp_path):
     path = tmp_path / "case"
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(write_folder, [path, path], [1, 2]))
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(write_folder, [path] * 3, [1, 2, 3]))
     assert len({(path / name).read_text() for name in "ab"}) == 1
     assert list(tmp_path.iterdir()) == [path]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,23 @@ def test_the_process_that_triages_may_be_killed_or_hang(xray_detectors, write_di
     assert "the triage under way was cut off; it is done at the next start" in log.read_text()
     (record,) = spool.glob("incoming/*/study.json")
     assert json.loads(record.read_text())["attempts"] == 0
+
+
+def test_a_detector_that_changes_under_a_node_sets_nothing_aside(
+    xray_detectors, write_dicom, tmp_path
+):
+    spool, log, detector = tmp_path / "spool", tmp_path / "log", tmp_path / "detector"
+    shutil.copytree(xray_detectors["PA"], detector)
+    flags = ["--detector", detector, "--quiet-seconds", "0.1"]
+    with running(spool, log, *flags) as (port, _):
+        detector.rename(tmp_path / "elsewhere")
+        assert send(write_dicom(tmp_path / "1.dcm", seed=1), port) == 0
+        wait_for(lambda: "not triaged now" in log.read_text(), seconds=60)
+        assert "detector: no such folder" in log.read_text()
+        assert "Traceback" not in log.read_text()
+        (tmp_path / "elsewhere").rename(detector)
+        wait_for(lambda: "triaged, 2 results" in log.read_text(), seconds=90)
+    assert "set aside" not in log.read_text()
 
 
 def read_status(spool: Path) -> dict:
