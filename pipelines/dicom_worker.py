@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from traceback import extract_tb
 
 from esad_med.base.errors import EsadError, ModelError, disk_failure
 from esad_med.base.execution import FRAMES
@@ -156,6 +157,9 @@ def _failed(record: StudyRecord, error: Exception) -> StudyRecord:
     """The record of a study set aside; an unknown error's words may hold what stood in an image."""
     if isinstance(error, EsadError):
         return replace(record, error=type(error).__name__, message=str(error))
-    name = str(error) if hasattr(error, FRAMES) else type(error).__name__
-    LOGGER.error("unexpected %s, please report it with these lines", name, exc_info=error)
+    elsewhere = getattr(error, FRAMES, "")  # in the process that triages
+    name = str(error) if elsewhere else type(error).__name__
+    lines = [f"{f.filename}:{f.lineno} in {f.name}" for f in extract_tb(error.__traceback__)]
+    where = elsewhere or "\n".join(lines)  # never its words, which may hold what stood in an image
+    LOGGER.error("unexpected %s, please report it with these lines:\n%s", name, where)
     return replace(record, error=name, message="an unexpected error; please report it")

@@ -41,6 +41,8 @@ from pynetdicom.transport import AssociationSocket
 import esad_med.cli.serve  # noqa: F401 # registers the command
 from esad_med.base.config import build_spec
 from esad_med.base.errors import ConfigError
+from esad_med.base.execution import Place, in_order, open_executor
+from esad_med.base.limits import Limits
 from pipelines.dicom_header import content_digest, hashed, read_identity, split_file
 from pipelines.dicom_settings import NodeConfig
 from pipelines.dicom_status import read_status
@@ -442,6 +444,7 @@ def test_a_triage_that_fails_sets_its_study_aside_with_the_reason(spool, triage,
         assert reason["error"] == error
         assert message in reason["message"]
         assert "Doe" not in json.dumps(reason) + node.log.read_text()
+        assert ("in defect" in node.log.read_text()) == (triage == "defect")  # where it was
         node.terminate()
         folder = spool / "aside" / hashed(uid("s1"))
         folder.rename(spool / "incoming" / folder.name)  # as the docs say it is tried again
@@ -473,6 +476,25 @@ def test_a_triage_that_the_full_disk_ends_is_done_again_and_is_no_attempt(spool,
             assert studies(spool, "aside") == studies(spool, "receiving") == []
         worker.work_on(hashed(uid("s1")))
         assert studies(spool, "done") == [hashed(uid("s1"))]
+
+
+def divide(item):
+    return item / 0
+
+
+def test_an_unexpected_error_beside_the_node_keeps_its_name_and_place(spool, caplog):
+    with opened_spool(spool) as opened, open_executor(Place(1)) as executor:
+
+        def triage(images, folder):
+            ((_, result),) = in_order(executor, divide, [1], ahead=1, limits=Limits())
+            return result
+
+        opened.store(*identity_and_file(compose()))
+        outbox = Outbox(spool, backoff=Backoff(1, 1))
+        Worker(opened, outbox, triage, NodeConfig(), say=lambda _: None).work_on(hashed(uid("s1")))
+    (reason,) = read_status(spool).set_aside
+    assert reason["error"] == "ZeroDivisionError"
+    assert "in divide" in caplog.text
 
 
 def test_a_node_that_died_behind_the_outbox_triages_nothing_twice(spool, tmp_path, monkeypatch):
