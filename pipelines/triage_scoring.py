@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.xray_chain import Preparation, XraySpec
-from esad_med.base.errors import ConfigError, EsadError
+from esad_med.base.errors import ConfigError, EsadError, ModelError
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure
@@ -82,7 +82,10 @@ def load_detectors(paths: Sequence[Path], *, device: str = "auto") -> dict[str, 
     by_view: dict[str, ViewDetector] = {}
     for path in paths:
         detector = Detector.load(path, device=device)
-        spec = preparation_of(detector)
+        try:
+            spec = preparation_of(detector)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
         one = ViewDetector(detector, detector.digest, spec)
         for view in one.views:
             if view in by_view:

@@ -455,7 +455,8 @@ def test_other_folders_and_detectors_are_refused(by_view, xray_detectors, traine
     Image.fromarray(draw_pixels(0)).save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="no result of `triage`"):
         run(tmp_path / "a.png", by_view, tmp_path / "mine")
-    with pytest.raises(ModelError, match="modality 'histology', expected 'chest radiograph'"):
+    message = f"{trained}: .* modality 'histology', expected 'chest radiograph'"
+    with pytest.raises(ModelError, match=message):
         load_detectors([trained])
     with pytest.raises(ConfigError, match="a second detector for view PA"):
         load_detectors([xray_detectors["PA"], xray_detectors["PA"]])
