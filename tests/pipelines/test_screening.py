@@ -3,6 +3,9 @@
 import csv
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +19,24 @@ import torch
 from esad_med.base.cases import Case
 from esad_med.base.config import dump_yaml
 from esad_med.base.errors import ConfigError
+from esad_med.base.execution import Place
 from esad_med.base.locks import hold_folder
-from esad_med.base.runs import Failure, write_csv, write_failures, write_json, write_text
+from esad_med.base.runs import (
+    JOURNAL,
+    Failure,
+    Journal,
+    no_progress,
+    write_csv,
+    write_failures,
+    write_json,
+    write_text,
+)
+from esad_med.base.timing import RunClock
 from esad_med.method.detector import Detector
 from pipelines.pathology import PathologyConfig, config_of
 from pipelines.scoring import read_scores
-from pipelines.screening import screening_config
-from pipelines.screening_slide import SlideScreener
+from pipelines.screening import ScreeningSummary, _screen_each, screening_config
+from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier
 
 
@@ -287,6 +301,29 @@ def test_a_worker_that_outlives_its_command_writes_nothing(screened, composed, t
             screener.screen((case, ""))
         assert [path.name for path in out.iterdir()] == [".lock"]
         assert replace(screener, turn=turn).screen((case, "")).found["tiles"] > 0
+
+
+def test_a_finished_slide_is_kept_while_one_before_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.screening.open_executor", lambda *_, **__: ThreadPoolExecutor(2))
+    monkeypatch.setattr("esad_med.base.execution.guarded", lambda _: nullcontext())
+    numbers = {"slide_score": 1.0, "tiles": 1, "area_above_threshold_mm2": 0.0}
+    kept = threading.Event()
+
+    def screen(item):
+        case, _ = item
+        assert case.case_id == "quick" or kept.wait(30), "the journal waits for the first slide"
+        found = {"case_id": case.case_id, "failures": [], "unreadable_tiles": 0, **numbers}
+        return ScreenedSlide(found, "key", {"score": 1.0})
+
+    def say(line):  # of a slide that the journal holds
+        if "quick" in line and Journal(tmp_path / JOURNAL).is_done("quick", "key"):
+            kept.set()
+
+    cases = [Case(case_id=name, path=tmp_path) for name in ("slow", "quick")]
+    screener = SimpleNamespace(out=tmp_path, config=PathologyConfig(), screen=screen)
+    summary = ScreeningSummary(tmp_path)
+    _screen_each(cases, screener, Place(1), summary, RunClock(), say, no_progress)
+    assert [slide["case_id"] for slide in summary.slides] == ["slow", "quick"]
 
 
 def test_a_bad_slide_is_set_aside(composed, trained, run_command, tmp_path):
