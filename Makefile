@@ -39,7 +39,7 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e '.[reference,dicom,dev]'
+	$(PIP) -c constraints.txt -e '.[reference,dicom,onnx,parquet,dev]'
 # staintools asks for opencv-python, which needs a desktop's libGL; the headless build does not. Both
 # are one folder, so removing the one takes files of the other, which is written again.
 	$(BIN)/python -m pip uninstall -q -y opencv-python
