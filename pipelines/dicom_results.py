@@ -12,6 +12,7 @@ from esad_med.base.limits import Limits
 from esad_med.base.runs import ensure_folder
 from esad_med.outputs.dicom import (
     ImageResult,
+    StudyDecision,
     StudyResult,
     build_secondary_capture,
     build_structured_report,
@@ -55,6 +56,7 @@ def write_results(result: StudyScore, folder: Path, *, limits: Limits) -> list[P
         rule=STUDY_RULE,
         version=metadata.version("esad-med"),
         created=datetime.datetime.now().astimezone(),
+        decision=_decision(result),
     )
     first = result.images[result.driving]
     picture = caption(draw_overlay(first, first.picture), _caption_lines(result))
@@ -63,6 +65,13 @@ def write_results(result: StudyScore, folder: Path, *, limits: Limits) -> list[P
     write_dicom(files[0], build_structured_report(study))
     write_dicom(files[1], build_secondary_capture(study, picture))
     return files
+
+
+def _decision(result: StudyScore) -> StudyDecision | None:
+    found = result.decision
+    if found is None:
+        return None
+    return StudyDecision(found["outcome"], found["p_value"], found["rule"], tuple(found["caveats"]))
 
 
 def _caption_lines(result: StudyScore) -> list[str]:
@@ -76,4 +85,6 @@ def _caption_lines(result: StudyScore) -> list[str]:
         " place. Frame: the part that was scored.",
         "RESEARCH USE ONLY, NOT FOR DIAGNOSIS. A low percentile does not exclude disease.",
     ]
+    if result.decision is not None:
+        lines.insert(1, f"Decision at the calibrated threshold: {result.decision['outcome']}.")
     return lines + [f"Note: {note}" for note in one.image.notes]

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from esad_med.assess.evaluation import By, Evaluation, evaluate, roc_curve
-from esad_med.base.cases import read_table
+from esad_med.base.cases import SPLITS, read_table
 from esad_med.base.errors import CaseError, ConfigError
 from esad_med.base.locks import hold_output
 from esad_med.base.runs import (
@@ -26,7 +27,6 @@ from esad_med.outputs.figures import write_histogram, write_roc
 
 _BATCH = 256
 _RESULT = "evaluation.json"
-_SPLITS = ("train", "val", "test")
 
 
 def score_store(
@@ -60,11 +60,7 @@ def score_store(
     _refuse_other_file(out)
     chosen = np.arange(len(store))
     if split is not None:
-        if split not in _SPLITS:
-            raise CaseError(f"split '{split}' is unknown; expected {', '.join(_SPLITS)}")
-        chosen = np.flatnonzero(store.rows["split"] == split)
-        if not len(chosen):
-            raise CaseError(f"{store.path}: no sample of split '{split}'")
+        chosen = rows_of_split(store, split)
 
     def batches() -> Any:
         for start in range(0, len(chosen), _BATCH):
@@ -75,6 +71,20 @@ def score_store(
         store.verify()
         scores = detector.score(batches(), precision=precision)
         return write_scores(out, store.rows.iloc[chosen], detector, scores)
+
+
+def rows_of_split(store: SampleStore, split: str) -> npt.NDArray[np.int64]:
+    """Which rows of a store are of a split.
+
+    Raises:
+        CaseError: the split is unknown, or the store has no row of it.
+    """
+    if split not in SPLITS[:-1]:
+        raise CaseError(f"split '{split}' is unknown; expected {', '.join(SPLITS[:-1])}")
+    chosen = np.flatnonzero(store.rows["split"] == split)
+    if not len(chosen):
+        raise CaseError(f"{store.path}: no sample of split '{split}'")
+    return chosen
 
 
 def write_scores(out: Path, rows: pd.DataFrame, detector: Detector, scores: Scores) -> pd.DataFrame:

@@ -28,6 +28,7 @@ from esad_med.method.scoring_networks import Precision
 from pipelines.pathology import PathologyConfig, config_of
 from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier, run_facts, write_tables
+from pipelines.slide_decisions import slides_drift
 
 
 @dataclass
@@ -134,7 +135,9 @@ def screen_slides(
         summary = ScreeningSummary(out)
         _screen_each(cases, screener, place, summary, clock, say, progress)
         write_tables(out, summary.slides, summary.failures, cases=cases, earlier=earlier)
-        write_json(out / "run.json", {**facts, **clock.to_dict()})
+        for warning in (drift := slides_drift(detector, summary.slides)):
+            say(f"unlike the calibration: {warning}")
+        write_json(out / "run.json", {**facts, "drift": drift, **clock.to_dict()})
     return summary
 
 
@@ -198,7 +201,9 @@ def _is_other(folder: Path) -> bool:
 
 
 def _line(found: dict[str, Any]) -> str:
+    decision = found.get("decision")
     return (
-        f"{found['case_id']}: slide score {found['slide_score']:.4g}, {found['tiles']} tiles,"
+        f"{found['case_id']}: {decision['outcome'] + ', ' if decision else ''}slide score"
+        f" {found['slide_score']:.4g}, {found['tiles']} tiles,"
         f" {found['area_above_threshold_mm2']:.3g} mm² above the threshold"
     )

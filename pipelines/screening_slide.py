@@ -20,6 +20,7 @@ from esad_med.base.timing import Stages
 from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
 from esad_med.method.scoring_networks import Precision
+from pipelines.case_facts import CaseColors, stain_facts
 from pipelines.pathology import (
     LostTiles,
     PathologyConfig,
@@ -30,6 +31,7 @@ from pipelines.pathology import (
     prepare_slide,
     tumor_fractions,
 )
+from pipelines.slide_decisions import decide_slide
 from pipelines.slide_results import ALARM_PERCENTILE, SlideScores, write_slide_results
 from pipelines.tiling import identity
 from pipelines.tiling_slide import label_tiles
@@ -58,10 +60,13 @@ def screen_slide(
     grid = prepared.grid
     indices: list[npt.NDArray[np.int64]] = []
     lost = LostTiles(case.case_id, grid)
+    colors = CaseColors()
 
     def tiles(batches: Iterator[TileBatch]) -> Iterator[npt.NDArray[np.uint8]]:
         for batch in batches:
             indices.append(batch.indices)
+            if detector.decisions:
+                colors.add(batch.tiles)
             with stages.measure("score"):
                 yield batch.tiles
             report(f"screening {case.case_id}", int(batch.indices[-1]) + 1, len(grid))
@@ -72,6 +77,7 @@ def screen_slide(
     grid = grid.subset(np.concatenate(indices))
     fractions = tumor_fractions(case, annotation, grid)
     _, truth = label_tiles(case, fractions, len(grid), config)
+    facts = colors.to_dict() | stain_facts(prepared.stain.to_dict())
     return SlideScores(
         case=case,
         grid=grid,
@@ -83,6 +89,7 @@ def screen_slide(
         tissue=prepared.tissue,
         precision=precision,
         unreadable=lost.failures,
+        decided=decide_slide(detector, scores.score, facts, precision),
     )
 
 

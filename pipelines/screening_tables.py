@@ -91,12 +91,17 @@ def write_tables(
         cases: of this run.
         earlier: rows to keep.
     """
-    columns = (*SLIDE_COLUMNS, "patient_id", "truth")
+    decided = any("decision" in found for found in (*slides, *earlier.slides))
+    columns = (*SLIDE_COLUMNS, *(("decision", "p_value") if decided else ()), "patient_id", "truth")
     patients = {case.case_id: case.patient_id for case in cases}
     rows = [[row.get(name, "") for name in columns] for row in earlier.slides]
     for found in slides:
         truth = "" if found["truth"] is None else found["truth"]
-        rows.append([*(found[n] for n in SLIDE_COLUMNS), patients[found["case_id"]], truth])
+        cells = [found[name] for name in SLIDE_COLUMNS]
+        if "decision" in found:
+            p = found["decision"]["p_value"]
+            cells += [found["decision"]["outcome"], "" if p is None else p]
+        rows.append([*cells, patients[found["case_id"]], truth])
     write_csv(out / "slides.csv", columns, rows)
     write_failures(out / "failures.csv", [*earlier.failures, *failures])
 

@@ -19,6 +19,7 @@ from esad_med.method.scores import SLIDE_RULE, Scores, slide_score
 from esad_med.method.scoring_networks import Precision
 from esad_med.outputs.heatmap import normal_limits, write_heatmap
 from esad_med.outputs.report import SlideReport, TilePicture, write_report
+from pipelines.slide_decisions import DECIDED_COLUMNS, DecidedSlide
 
 _SHOWN_TILES = 12
 _OVERVIEW_PX = 900
@@ -58,6 +59,7 @@ class SlideScores:
         grid: the tiles that were scored; ``scores`` and ``percentiles`` are in its order.
         percentiles: (n,) in 0..100, among held-out normals of the detector.
         precision: what the networks computed in.
+        decided: what a calibrated detector decides; None by one that is not.
         truth: (n,) 0 / 1 where the case is annotated or normal, else None.
     """
 
@@ -71,6 +73,7 @@ class SlideScores:
     tissue: TissueMask
     precision: Precision
     unreadable: list[Failure]
+    decided: DecidedSlide | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -103,7 +106,8 @@ def write_slide_results(
     """Write scores.csv, slide.json, heatmap.tif and report.html, all or nothing."""
     provenance = _provenance(result, slide, detector)
     with atomic_folder(folder) as temporary:
-        write_csv(temporary / "scores.csv", _TILE_COLUMNS, _tile_rows(result))
+        columns = (*_TILE_COLUMNS, *(DECIDED_COLUMNS if result.decided else ()))
+        write_csv(temporary / "scores.csv", columns, _tile_rows(result))
         write_json(
             temporary / "slide.json",
             {
@@ -112,6 +116,7 @@ def write_slide_results(
                 "threshold": round(result.threshold, 6),
                 "threshold_rule": _THRESHOLD_RULE,
                 "truth": result.case.truth,
+                **(result.decided.to_dict() if result.decided else {}),
                 "provenance": provenance,
                 "failures": [asdict(failure) for failure in result.unreadable],
                 "intended_use": "research use only, not for diagnosis",
@@ -145,6 +150,7 @@ def _tile_rows(result: SlideScores) -> Iterator[tuple[object, ...]]:
             f"{result.percentiles[i]:.2f}",
             f"{scores.reconstruction[i]:.6g}",
             f"{scores.norm[i]:.6g}",
+            *(result.decided.tile_cells(i) if result.decided else ()),
         )
 
 
@@ -179,6 +185,7 @@ def _report(
         most=_tile_pictures(slide, result.grid, order[:count]),
         least=_tile_pictures(slide, result.grid, order[::-1][: min(count, len(order) - count)]),
         provenance=provenance,
+        decision=result.decided.for_report() if result.decided else None,
         failures=[(failure.case_id, failure.message) for failure in result.unreadable],
         created=datetime.date.today().isoformat(),
     )

@@ -29,7 +29,7 @@ from esad_med.base.timing import RunClock
 from pipelines.triage_eligibility import check_views
 from pipelines.triage_files import find_candidates
 from pipelines.triage_intake import Study, TriageConfig, take_in
-from pipelines.triage_results import identifiers_of, write_tables
+from pipelines.triage_results import identifiers_of, studies_drift, write_tables
 from pipelines.triage_scoring import ViewDetector, specs_of, study_blocks
 from pipelines.triage_studies import PRIVATE, StudyScorer
 
@@ -121,14 +121,16 @@ def triage(
         shown = {s.case_id: identifiers_of(s) for s in intake.studies} if identified else {}
         summary.failures.sort(key=lambda failure: failure.case_id)
         write_failures(out / "failures.csv", summary.failures)
+        for warning in (drift := studies_drift(found, detectors)):
+            say(f"unlike the calibration: {warning}")
         with clock.stages.measure("worklist"):
             now = datetime.datetime.now()
             summary.studies = write_tables(
-                out, found, summary.failures, detectors, config, shown, created=now
+                out, found, summary.failures, detectors, config, shown, created=now, drift=drift
             )
         clock.counts["images looked at"] = len(candidates)
         clock.counts["images set aside"] = len(summary.failures)
-        write_json(out / "run.json", {**facts, **clock.to_dict()})
+        write_json(out / "run.json", {**facts, "drift": drift, **clock.to_dict()})
     return summary
 
 

@@ -1,7 +1,7 @@
 """What a triage writes: a folder per study, and the worklist as CSV, JSON and a page."""
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from esad_med.base.runs import (
 from esad_med.outputs.radiograph import overlay, write_png
 from esad_med.outputs.residuals import write_residual
 from esad_med.outputs.worklist import Picture, Worklist, WorklistRow, write_worklist
+from pipelines.deciding import drift_of
+from pipelines.operating_points import describe_rule
 from pipelines.triage_intake import Study, TriageConfig
 from pipelines.triage_scoring import (
     STUDY_RULE,
@@ -33,6 +35,7 @@ from pipelines.triage_scoring import (
 INTENDED_USE = "research use only, not for diagnosis"
 _THUMBNAIL_PX = 512
 _PICTURES = ("thumbnail", "overlay")
+_DECIDED = ("decision", "p_value")
 _COLUMNS = (
     "rank",
     "case_id",
@@ -108,6 +111,7 @@ def describe(result: StudyScore) -> dict[str, Any]:
         "detector": first.detector,
         "notes": sorted({note for one in result.images for note in one.image.notes}),
         "set_aside": result.study.set_aside,
+        **({} if result.decision is None else {"decision": dict(result.decision)}),
         "images": [
             {
                 "image_id": one.image.image_id,
@@ -120,6 +124,7 @@ def describe(result: StudyScore) -> dict[str, Any]:
                 "age": None if one.image.header.age is None else round(one.image.header.age, 1),
                 "sex": one.image.header.sex,
                 "notes": list(one.image.notes),
+                **_decided(one),
             }
             for one in result.images
         ],
@@ -138,6 +143,28 @@ def _numbers(one: ImageScore) -> dict[str, float]:
     }
 
 
+def _decided(one: ImageScore) -> dict[str, Any]:
+    """What a calibrated detector adds to an image."""
+    if one.p_value is None:
+        return {}
+    facts = {name: round(value, 6) for name, value in one.facts.items()}
+    return {"p_value": round(one.p_value, 6), "facts": facts}
+
+
+def studies_drift(
+    found: Sequence[Mapping[str, Any]], detectors: Mapping[str, ViewDetector]
+) -> list[str]:
+    """How the images of a run differ from those their detectors were calibrated on."""
+    images = [image for study in found for image in study["images"] if "facts" in image]
+    drift = []
+    for one in _each_once(detectors):
+        if one.detector.decisions is not None:
+            facts = [image["facts"] for image in images if image["detector"] == one.digest]
+            views = "/".join(one.views)
+            drift += [f"{views}: {text}" for text in drift_of(one.detector.decisions, facts)]
+    return drift
+
+
 def write_tables(
     out: Path,
     found: Sequence[Mapping[str, Any]],
@@ -147,6 +174,7 @@ def write_tables(
     identifiers: Mapping[str, Mapping[str, str]],
     *,
     created: datetime.datetime,
+    drift: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Rank the studies and write ``worklist.csv``, ``worklist.json`` and ``worklist.html``.
 
@@ -158,6 +186,7 @@ def write_tables(
         config: for the alarm percentile.
         identifiers: of each study, by case id; empty unless they are to be shown.
         created: the time of the run.
+        drift: of `studies_drift`.
 
     Returns:
         The rows, in rank order.
@@ -168,9 +197,10 @@ def write_tables(
         above = study["percentile"] >= config.alarm_percentile
         row = {"rank": rank, **study, "above": above, "images": len(study["images"])}
         known = identifiers.get(row["case_id"], {})
-        rows.append({**{name: row[name] for name in _COLUMNS}, **known})
+        rows.append({**{name: row[name] for name in _COLUMNS}, **_decision_cells(study), **known})
     shown = IDENTIFIERS if identifiers else ()
-    columns = (*_COLUMNS, *shown)
+    decided = _DECIDED if any("decision" in study for study in found) else ()
+    columns = (*_COLUMNS, *decided, *shown)
     cells = [[_cell(row.get(name, "")) for name in columns] for row in rows]
     write_csv(out / "worklist.csv", columns, cells)
     facts = [_detector_facts(one) for one in _each_once(detectors)]
@@ -184,6 +214,7 @@ def write_tables(
             "detectors": facts,
             "studies": rows,
             "set_aside": [vars(failure) for failure in failures],
+            "drift": list(drift),
             "intended_use": INTENDED_USE,
         },
     )
@@ -203,13 +234,32 @@ def write_tables(
             "no color up to the median of the residuals of held-out normals, full color from their"
             " 99th percentile on"
         ),
+        rules=tuple(_rules(detectors)),
+        drift=tuple(drift),
     )
     write_worklist(out / "worklist.html", worklist)
     return rows
 
 
 def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
     return "; ".join(value) if isinstance(value, list) else value
+
+
+def _decision_cells(study: Mapping[str, Any]) -> dict[str, Any]:
+    decision = study.get("decision")
+    return {"decision": decision["outcome"], "p_value": decision["p_value"]} if decision else {}
+
+
+def _rules(detectors: Mapping[str, ViewDetector]) -> Iterator[str]:
+    """How each calibrated detector decides about studies."""
+    for one in _each_once(detectors):
+        decisions = one.detector.decisions
+        if decisions is not None:
+            level, views = decisions.cases, ", ".join(one.views)
+            rule = describe_rule(level) if level else f"Nothing is decided: {decisions.no_cases}."
+            yield f"{views}: {rule}"
 
 
 def _each_once(detectors: Mapping[str, ViewDetector]) -> list[ViewDetector]:
@@ -264,8 +314,10 @@ def _page_row(
         set_aside=row["set_aside"],
         thumbnail=pictures[0],
         overlay=pictures[1],
-        notes=tuple(row["notes"]),
+        notes=(*row["notes"], *study.get("decision", {}).get("caveats", ())),
         identifiers=shown,
+        decision=row.get("decision", ""),
+        p_value=row.get("p_value"),
         above=row["above"],
         detector=str(study["detector"])[:12],
     )

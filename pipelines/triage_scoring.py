@@ -1,7 +1,7 @@
 """Radiographs to scores: each image by the detector of its view, studies by their images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure
 from esad_med.method.detector import Detector
 from esad_med.outputs.radiograph import shrink
+from pipelines.case_facts import CaseColors, score_facts
 from pipelines.chest_xray import (
     PreparedXray,
     chain_of,
@@ -22,6 +23,7 @@ from pipelines.chest_xray import (
     preparation_of,
     prepare_xray,
 )
+from pipelines.deciding import CaseScore, caveats_of, decide, sample_p_values
 from pipelines.triage_intake import Image, Study
 
 STUDY_RULE = (
@@ -118,6 +120,8 @@ class ImageScore:
         shape: (rows, columns) of the radiograph.
         residual: (s, s) float32 squared residual over the central part.
         residual_limits: from no color to full color.
+        p_value: among the calibration's normals; None by a detector that is not calibrated.
+        facts: of the image, to be compared with the calibration's; empty likewise.
     """
 
     image: Image
@@ -132,6 +136,8 @@ class ImageScore:
     shape: tuple[int, int]
     residual: npt.NDArray[np.float32]
     residual_limits: tuple[float, float]
+    p_value: float | None = None
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,13 @@ class StudyScore:
         study: the study, with what was set aside counted.
         images: its scored images, at least one.
         failures: of its images that could not be read after all.
+        decision: of calibrated detectors; None where none is.
     """
 
     study: Study
     images: tuple[ImageScore, ...]
     failures: tuple[Failure, ...] = ()
+    decision: Mapping[str, Any] | None = None
 
     @property
     def driving(self) -> int:
@@ -226,7 +234,29 @@ def _score_block(
         ]
         images = tuple(scored[i.image_id] for i in study.images if i.image_id in scored)
         counted = replace(study, set_aside=study.set_aside + len(failures))
-        yield study, StudyScore(counted, images, tuple(failures)) if images else failures
+        if images:
+            decision = _decide(images, detectors)
+            yield study, StudyScore(counted, images, tuple(failures), decision)
+        else:
+            yield study, failures
+
+
+def _decide(
+    images: Sequence[ImageScore], detectors: Mapping[str, ViewDetector]
+) -> dict[str, Any] | None:
+    """What a study's detectors decide by its highest image each; None where none is calibrated."""
+    used = {one.detector: detectors[one.image.header.view].detector.decisions for one in images}
+    if not any(used.values()):
+        return None
+    highest = {name: max(one.score for one in images if one.detector == name) for name in used}
+    caveats = [
+        caveat
+        for one in images
+        if (decisions := used[one.detector]) is not None
+        for caveat in caveats_of(decisions, one.facts, "float32")
+    ]
+    scores = [CaseScore(highest[name], decisions) for name, decisions in used.items()]
+    return decide(scores, caveats=dict.fromkeys(caveats))
 
 
 def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
@@ -236,7 +266,8 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
     scores, residuals = own.detector.examine(samples)
     percentiles = own.detector.percentile(scores.score)
     excess = own.excess(scores.score)
-    notes = own.notes
+    notes, decisions = own.notes, own.detector.decisions
+    p_values = None if decisions is None else sample_p_values(decisions, scores.score)
     for index, (_, image, prepared, picture) in enumerate(group):
         image = replace(image, notes=(*image.notes, *notes))
         rows, columns = prepared.xray.pixels.shape
@@ -253,7 +284,15 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
             shape=(int(rows), int(columns)),
             residual=residuals[index],
             residual_limits=own.residual_limits,
+            p_value=None if p_values is None else float(p_values[index]),
+            facts={} if decisions is None else _facts(samples[index], float(scores.score[index])),
         )
+
+
+def _facts(sample: npt.NDArray[np.uint8], score: float) -> dict[str, float]:
+    colors = CaseColors()
+    colors.add(sample[None])
+    return colors.to_dict() | score_facts(np.array([score]))
 
 
 def ranked(items: Sequence[Any], key: Callable[[Any], tuple[float, float, str]]) -> list[Any]:

@@ -16,7 +16,7 @@ from esad_med.base.text_limits import check_table
 from esad_med.base.texts import plain_cell
 
 MANIFEST_COLUMNS = ("path", "case_id", "patient_id", "split", "label", "annotation", "mpp")
-SPLITS = ("train", "val", "test", "")
+SPLITS = ("train", "val", "calibration", "test", "")
 # What stands beside the cases' folders in a run's.
 _RUN_FILES = {"config.yaml", "failures.csv", "journal.jsonl", "run.json", "slides.csv"}
 _LONGEST_NAME = 200  # file systems take 255, and .CASE.1234.partial must fit
@@ -34,7 +34,7 @@ class Case:
         case_id: unique name of the slide or image; also its file name in results.
         path: the slide or image file.
         patient_id: whose it is; empty where unknown.
-        split: "train", "val", "test" or empty.
+        split: "train", "val", "calibration", "test" or empty.
         truth: 0 normal, 1 anomalous, None where unknown; for a slide it speaks of the whole slide.
         annotation: outlines of the anomalous regions, or None.
         mpp: level-0 resolution in µm per pixel that overrides the file's own, or None.

@@ -4,6 +4,7 @@ DETECTOR/weights.safetensors   the weights of all members, float32
 DETECTOR/contract.json         what it may be fed, how terms become scores, how it was trained
 DETECTOR/README.md             the model card
 DETECTOR/checksums.json        SHA-256 of the three, checked at load
+DETECTOR/decisions.json        of `esad-med calibrate`: operating points, with their own SHA-256
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from esad_med.base.runs import (
 from esad_med.base.store import SampleStore
 from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
+from esad_med.method.decisions import DECISIONS, Decisions, load_decisions
 from esad_med.method.devices import choose_device
 from esad_med.method.memory import BatchesThatFit
 from esad_med.method.scores import Scores, join_scores
@@ -64,18 +66,26 @@ class Detector:
     Attributes:
         contract: what it may be fed and how its scores come about.
         weights: ``member0.encoder1...`` -> tensor.
+        decisions: operating points and what they rest on; None before it is calibrated.
     """
 
     def __init__(
-        self, contract: Contract, weights: Mapping[str, Tensor], *, device: str = "auto"
+        self,
+        contract: Contract,
+        weights: Mapping[str, Tensor],
+        *,
+        decisions: Decisions | None = None,
+        device: str = "auto",
     ) -> None:
-        """Put a contract and its weights together.
+        """Put a contract, its weights and decisions together.
 
         Raises:
-            ModelError: the weights do not fit the network of the contract.
+            ModelError: the weights do not fit the network of the contract, or the decisions were
+                made for another detector.
         """
         self.contract = contract
         self.weights = dict(weights)
+        self.decisions = decisions
         self.device = choose_device(device)
         self._transform = InputTransform(
             value_range=contract.input.value_range,
@@ -88,10 +98,22 @@ class Detector:
         self._compared = False  # int8 with float32
         self._loaded_from: tuple[Path, str] | None = None
         self._fitting = BatchesThatFit()
+        if decisions is not None and decisions.detector != self.score_digest:
+            raise ModelError(
+                f"the decisions were calibrated for detector {decisions.detector[:12]}, this one is"
+                f" {self.score_digest[:12]}; calibrate it with `esad-med calibrate`"
+            )
 
     @property
     def digest(self) -> str:
-        """SHA-256 over contract and weights: the identity of this detector."""
+        """SHA-256 over contract, weights and decisions: the identity of this detector."""
+        if self.decisions is None:
+            return self.score_digest
+        return digest_bytes(self.score_digest.encode(), self.decisions.digest.encode())
+
+    @property
+    def score_digest(self) -> str:
+        """SHA-256 over contract and weights: what its scores hang on, calibrated or not."""
         return digest_bytes(self._contract_bytes(), tensors_to_bytes(self.weights))
 
     @property
@@ -361,9 +383,13 @@ class Detector:
             temporary.write_bytes(tensors_to_bytes(self.weights))
         with atomic_file(path / CONTRACT) as temporary:
             temporary.write_bytes(self._contract_bytes())
-        write_text(path / _CARD, model_card(self.contract, digest=self.digest))
+        write_text(path / _CARD, model_card(self.contract, digest=self.score_digest))
         names = (WEIGHTS, CONTRACT, _CARD)
         write_json(path / CHECKSUMS, {name: digest_file(path / name) for name in names})
+        if self.decisions is None:
+            (path / DECISIONS).unlink(missing_ok=True)  # an earlier detector's
+        else:
+            self.decisions.save(path / DECISIONS)
 
     @classmethod
     def load(cls, path: Path, *, device: str = "auto") -> "Detector":
@@ -384,7 +410,8 @@ class Detector:
         if not all(w.isfinite().all() for w in weights.values()):
             raise ModelError(f"{path}: weights that are no numbers; train the detector again")
         try:
-            detector = cls(contract, weights, device=device)
+            decisions = load_decisions(path / DECISIONS)
+            detector = cls(contract, weights, decisions=decisions, device=device)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
         detector._loaded_from = path.resolve(), device
@@ -393,7 +420,8 @@ class Detector:
     def __reduce__(self) -> tuple[Callable[..., "Detector"], tuple[object, ...]]:
         """To another process goes the name of the folder it was loaded from, to be loaded there."""
         if self._loaded_from is None:
-            return _put_together, (self.contract, self.weights, str(self.device))
+            parts = (self.contract, self.weights, self.decisions, str(self.device))
+            return _put_together, parts
         return _load_again, (*self._loaded_from, self.digest)
 
     def _contract_bytes(self) -> bytes:
@@ -428,8 +456,10 @@ class Detector:
         return self._transform(torch.from_numpy(copied).to(self.device))
 
 
-def _put_together(contract: Contract, weights: dict[str, Tensor], device: str) -> Detector:
-    return Detector(contract, weights, device=device)
+def _put_together(
+    contract: Contract, weights: dict[str, Tensor], decisions: Decisions | None, device: str
+) -> Detector:
+    return Detector(contract, weights, decisions=decisions, device=device)
 
 
 @lru_cache(maxsize=4)

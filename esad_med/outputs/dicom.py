@@ -42,6 +42,16 @@ NORM = Code("NORM", _SCHEME, "Latent norm term")
 SCOPE = Code("SCOPE", _SCHEME, "Scope of the measurements")
 WHOLE_STUDY = Code("STUDY", _SCHEME, "Whole study")
 ONE_IMAGE = Code("IMAGE", _SCHEME, "One image")
+P_VALUE = Code("P_VALUE", _SCHEME, "Conformal p-value among normals")
+DECISION = Code("DECISION", _SCHEME, "Decision at the calibrated operating point")
+OUTCOMES = {
+    "alarm": Code("ALARM", _SCHEME, "Alarm"),
+    "review": Code("REVIEW", _SCHEME, "Review"),
+    "no alarm": Code("NO_ALARM", _SCHEME, "No alarm"),
+    "not decided": Code("NOT_DECIDED", _SCHEME, "Not decided"),
+}
+DECISION_RULE = Code("DECISION_RULE", _SCHEME, "Rule of the decision")
+CAVEAT = Code("CAVEAT", _SCHEME, "What speaks against relying on the decision")
 RULE = Code("RULE", _SCHEME, "Rule of the study's score")
 INTENDED_USE = Code("INTENDED_USE", _SCHEME, "Intended use")
 RESEARCH = Code("RESEARCH", _SCHEME, NOT_FOR_DIAGNOSIS)
@@ -102,6 +112,28 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
+class StudyDecision:
+    """What calibrated detectors decide about a study.
+
+    Attributes:
+        outcome: one of `OUTCOMES`.
+        p_value: 0-1; None where nothing is decided.
+        rule: how it comes about and what it promises.
+        caveats: what speaks against relying on it.
+    """
+
+    outcome: str
+    p_value: float | None
+    rule: str
+    caveats: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse an outcome without a code."""
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"expected one of {', '.join(OUTCOMES)}, found {self.outcome!r}")
+
+
+@dataclass(frozen=True)
 class StudyResult:
     """All scored images of one study; checked when made.
 
@@ -112,6 +144,7 @@ class StudyResult:
         version: of esad-med.
         created: when the study was scored; its clock time is written as it stands, as is usual
             in DICOM for the time of the place.
+        decision: of calibrated detectors, or None.
     """
 
     images: tuple[ImageResult, ...]
@@ -119,6 +152,7 @@ class StudyResult:
     rule: str
     version: str
     created: datetime.datetime
+    decision: StudyDecision | None = None
 
     def __post_init__(self) -> None:
         """Refuse images of several studies, and a driving image that is not among them."""
@@ -304,19 +338,42 @@ def _study_group(result: StudyResult) -> "MeasurementsAndQualitativeEvaluations"
         tracking_identifier=_tracking(result, "Study"),
         finding_sites=[FindingSite(codes.SCT.Chest)],
         algorithm_id=_algorithm(result, result.driver),
-        measurements=_measurements(result.driver)[:2],
+        measurements=[*_measurements(result.driver)[:2], *_p_value(result.decision)],
         qualitative_evaluations=[
             QualitativeEvaluation(INTENDED_USE, RESEARCH),
             QualitativeEvaluation(SCOPE, WHOLE_STUDY),
+            *(QualitativeEvaluation(DECISION, code) for code in _outcome(result.decision)),
         ],
         source_images=[_reference(result.driver)],
     )
-    group[0].ContentSequence.append(
-        TextContentItem(
-            name=RULE, value=result.rule, relationship_type=RelationshipTypeValues.CONTAINS
+    for name, text in _texts(result):
+        group[0].ContentSequence.append(
+            TextContentItem(
+                name=name, value=text, relationship_type=RelationshipTypeValues.CONTAINS
+            )
         )
-    )
     return group
+
+
+def _p_value(decision: StudyDecision | None) -> "list[Measurement]":
+    from highdicom.sr import Measurement
+
+    if decision is None or decision.p_value is None:
+        return []
+    return [Measurement(P_VALUE, float(decision.p_value), codes.UCUM.NoUnits)]
+
+
+def _outcome(decision: StudyDecision | None) -> list[Code]:
+    return [] if decision is None else [OUTCOMES[decision.outcome]]
+
+
+def _texts(result: StudyResult) -> "Iterator[tuple[Code, str]]":
+    """What the study's numbers and decision rest on, in words."""
+    yield RULE, result.rule
+    if result.decision:
+        yield DECISION_RULE, result.decision.rule
+        for caveat in result.decision.caveats:
+            yield CAVEAT, caveat
 
 
 def _image_groups(result: StudyResult) -> "Iterator[MeasurementsAndQualitativeEvaluations]":

@@ -37,6 +37,27 @@ class TilePicture:
 
 
 @dataclass(frozen=True)
+class ReportDecision:
+    """What a calibrated detector decides about the slide.
+
+    Attributes:
+        outcome: "alarm", "review", "no alarm" or "not decided".
+        p_value: of the slide; None where nothing is decided.
+        rule: how the outcome comes about and what it promises.
+        tiles: how many tiles are pointed at, and what that promises.
+        calibration: what it rests on.
+        caveats: what speaks against relying on it.
+    """
+
+    outcome: str
+    p_value: float | None
+    rule: str
+    tiles: str
+    calibration: str
+    caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SlideReport:
     """Everything the page shows, as plain values; checked when made.
 
@@ -67,6 +88,7 @@ class SlideReport:
         provenance: name -> text, in the order of the table.
         failures: (where, message) of what could not be read.
         created: date of the run, given by the caller so that equal runs give equal pages.
+        decision: of a calibrated detector; None by one that is not.
     """
 
     case_id: str
@@ -94,6 +116,7 @@ class SlideReport:
     provenance: Mapping[str, str]
     created: str
     failures: Sequence[tuple[str, str]] = field(default=())
+    decision: ReportDecision | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not describe the same n tiles, n > 0."""
@@ -124,7 +147,7 @@ def render_report(report: SlideReport) -> str:
     thumbnail, downsample = _shrink_overview(report.thumbnail, report.downsample)
     width_px = round(_PICTURE_HEIGHT_PX * thumbnail.shape[1] / thumbnail.shape[0])
     bar, bar_share = _scale_bar(report)
-    style = read_template("slide.css") + _sizes(width_px, bar_share)
+    style = read_template("slide.css") + read_template("decision.css") + _sizes(width_px, bar_share)
     return page.render(
         report=report,
         shown_failures=_SHOWN_FAILURES,

@@ -62,6 +62,8 @@ class WorklistRow:
         identifiers: name -> text, such as "Patient ID"; empty unless the user asked for them.
         above: whether the percentile is at or above the detector's alarm percentile.
         detector: the detector's short digest.
+        decision: "alarm", "review", "no alarm", "not decided"; empty without a calibration.
+        p_value: of the study; None where nothing is decided.
     """
 
     rank: int
@@ -79,6 +81,8 @@ class WorklistRow:
     identifiers: Mapping[str, str]
     above: bool
     detector: str
+    decision: str = ""
+    p_value: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be, and pictures that do not show the same."""
@@ -109,6 +113,8 @@ class Worklist:
         identified: whether the page may show identifiers; a banner then says so.
         detectors: a table's rows, each column -> text: views, digest, held-out normals, AUC ...
         residual_scale: where the residual's colors begin and end, in words; may be empty.
+        rules: how each calibrated detector decides, in words.
+        drift: how this batch differs from the calibration's images, in words.
     """
 
     rows: tuple[WorklistRow, ...]
@@ -120,6 +126,8 @@ class Worklist:
     identified: bool
     detectors: tuple[Mapping[str, str], ...]
     residual_scale: str = ""
+    rules: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse gaps in the ranks, and identifiers on a page that does not announce them."""
@@ -148,10 +156,11 @@ def render_worklist(worklist: Worklist) -> str:
 
 def _pieces(worklist: Worklist) -> Iterator[str]:
     page = make_environment().get_template("worklist.html")
-    style = read_template("slide.css") + read_template("worklist.css")
+    style = "".join(map(read_template, ("slide.css", "decision.css", "worklist.css")))
     pieces = page.generate(
         worklist=worklist,
         above=sum(row.above for row in worklist.rows),
+        alarms=sum(row.decision == "alarm" for row in worklist.rows),
         images=sum(row.images for row in worklist.rows),
         columns=list(dict.fromkeys(name for row in worklist.detectors for name in row)),
         legend=_jpeg_uri(draw_legend()),

@@ -1,0 +1,108 @@
+"""Scores of a calibrated detector become p-values and decisions, with what speaks against them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from esad_med.assess.calibration import NormalTail, discoveries, p_values
+from esad_med.assess.drift import batch_drift, unlike
+from esad_med.method.decisions import Decisions, Level, Normals
+from pipelines.operating_points import describe_rule
+
+Outcome = Literal["alarm", "review", "no alarm", "not decided"]
+Floats = npt.NDArray[np.float64]
+NOT_CALIBRATED = "a detector of this study is not calibrated"
+
+
+class CaseScore(NamedTuple):
+    """The score of a case by one detector, and the decisions of that detector."""
+
+    score: float
+    decisions: Decisions | None
+
+
+def sample_p_values(decisions: Decisions, score: npt.NDArray[Any]) -> Floats:
+    """Conformal p-values of tiles, images or rows, (n,)."""
+    return p_values(score, _tail(decisions.samples.normals))
+
+
+def pointed_at(decisions: Decisions, p: Floats) -> npt.NDArray[np.bool_]:
+    """The tiles of one slide to point at, by Benjamini and Hochberg, (n,)."""
+    return discoveries(p, decisions.discoveries)
+
+
+def decide(scores: Sequence[CaseScore], *, caveats: Iterable[str] = ()) -> dict[str, Any]:
+    """The decision about a slide or study, as plain values.
+
+    With several detectors, as for a study with PA and AP images, the smallest p-value counts as
+    many times as there are detectors (Bonferroni).
+
+    Args:
+        scores: of the case, one per detector.
+        caveats: what speaks against relying on it.
+
+    Returns:
+        outcome, p_value (None where nothing is decided), rule, caveats.
+    """
+    known = [(one.score, one.decisions) for one in scores if one.decisions is not None]
+    if len(known) < len(scores):
+        return _undecided(NOT_CALIBRATED, caveats)
+    levels = [(score, decisions.cases) for score, decisions in known]
+    for (_, decisions), (_, level) in zip(known, levels, strict=True):
+        if level is None:
+            return _undecided(decisions.no_cases, caveats)
+    found = [_judge(score, level, len(levels)) for score, level in levels if level is not None]
+    order: list[Outcome] = ["alarm", "review", "no alarm"]
+    p = min(p for _, p, _ in found)
+    outcome = min((outcome for outcome, _, _ in found), key=order.index)
+    rules = " ".join(dict.fromkeys(rule for _, _, rule in found))
+    return {
+        "outcome": outcome,
+        "p_value": round(p, 6),
+        "rule": rules,
+        "caveats": list(caveats),
+    }
+
+
+def _judge(score: float, level: Level, detectors: int) -> tuple[Outcome, float, str]:
+    p = float(min(1.0, detectors * p_values([score], _tail(level.normals))[0]))
+    rule = describe_rule(level)
+    if detectors > 1:
+        rule += f" p counts {detectors} times, once per detector."
+    if p <= level.alarm.target + 1e-12:
+        return "alarm", p, rule
+    return ("review" if score > level.review else "no alarm"), p, rule
+
+
+def _undecided(why: str, caveats: Iterable[str]) -> dict[str, Any]:
+    return {
+        "outcome": "not decided",
+        "p_value": None,
+        "rule": f"Nothing is decided: {why}.",
+        "caveats": list(caveats),
+    }
+
+
+def caveats_of(decisions: Decisions, facts: Mapping[str, float], precision: str) -> list[str]:
+    """What speaks against comparing a case with the calibration's normals."""
+    found = [
+        f"{name} {text}: unlike the normals of the calibration"
+        for name, text in unlike(facts, decisions.reference).items()
+    ]
+    if precision != decisions.precision:
+        found.append(f"calibrated in {decisions.precision}, scored in {precision}")
+    return found
+
+
+def drift_of(decisions: Decisions, facts: Sequence[Mapping[str, float]]) -> list[str]:
+    """How a batch of cases differs from the calibration's normals; empty where it does not."""
+    return [
+        f"{name}: {text}; decisions hold for cases like the calibration's"
+        for name, text in batch_drift(facts, decisions.reference).items()
+    ]
+
+
+def _tail(normals: Normals) -> NormalTail:
+    return NormalTail(np.array(normals.scores), np.array(normals.shares), normals.units)

@@ -1,0 +1,110 @@
+"""What a calibrated detector decides about a slide, and whether a batch is like its calibration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from esad_med.method.detector import Detector
+from esad_med.method.scores import slide_score
+from esad_med.method.scoring_networks import Precision
+from esad_med.outputs.report import ReportDecision
+from pipelines.case_facts import score_facts
+from pipelines.deciding import (
+    CaseScore,
+    Floats,
+    caveats_of,
+    decide,
+    drift_of,
+    pointed_at,
+    sample_p_values,
+)
+from pipelines.operating_points import describe_normals, percent
+
+DECIDED_COLUMNS = ("p_value", "pointed_at")
+
+
+@dataclass(frozen=True)
+class DecidedSlide:
+    """The decisions about a slide and its tiles.
+
+    Attributes:
+        decision: of `decide`.
+        p: (n,) p-value of each tile.
+        pointed_at: (n,) the tiles to look at.
+        false_share: of normals among these, at most, on average.
+        calibration: what the p-values rest on, in words.
+        facts: of the slide, for the comparison with the calibration.
+    """
+
+    decision: Mapping[str, Any]
+    p: Floats
+    pointed_at: npt.NDArray[np.bool_]
+    false_share: float
+    calibration: str
+    facts: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its part of ``slide.json``."""
+        return {
+            "decision": {
+                **self.decision,
+                "tiles_pointed_at": int(self.pointed_at.sum()),
+                "false_share": self.false_share,
+                "calibration": self.calibration,
+            },
+            "facts": {name: round(value, 6) for name, value in self.facts.items()},
+        }
+
+    def tile_cells(self, index: int) -> tuple[str, int]:
+        """`DECIDED_COLUMNS` of a tile."""
+        return f"{self.p[index]:.6g}", int(self.pointed_at[index])
+
+    def for_report(self) -> ReportDecision:
+        """What the report shows of it."""
+        count = int(self.pointed_at.sum())
+        tiles = (
+            f"{count:,} of {len(self.p):,} tiles pointed at; of such tiles at most"
+            f" {percent(self.false_share)} are normal ones, on average (Benjamini-Hochberg)."
+        )
+        return ReportDecision(
+            outcome=self.decision["outcome"],
+            p_value=self.decision["p_value"],
+            rule=self.decision["rule"],
+            tiles=tiles,
+            calibration=self.calibration,
+            caveats=tuple(self.decision["caveats"]),
+        )
+
+
+def decide_slide(
+    detector: Detector,
+    score: npt.NDArray[Any],
+    facts: Mapping[str, float],
+    precision: Precision,
+) -> DecidedSlide | None:
+    """Decide about a slide by its tiles' scores (n,); None where the detector is not calibrated."""
+    decisions = detector.decisions
+    if decisions is None:
+        return None
+    facts = {**facts, **score_facts(score)}
+    caveats = caveats_of(decisions, facts, precision)
+    p = sample_p_values(decisions, score)
+    level = decisions.cases or decisions.samples
+    return DecidedSlide(
+        decision=decide([CaseScore(slide_score(score), decisions)], caveats=caveats),
+        p=p,
+        pointed_at=pointed_at(decisions, p),
+        false_share=decisions.discoveries,
+        calibration=f"{level.kind}s: {describe_normals(level)}, calibrated {decisions.created}",
+        facts=facts,
+    )
+
+
+def slides_drift(detector: Detector, slides: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How the slides of a run differ from the calibration's, from their ``slide.json``."""
+    if detector.decisions is None:
+        return []
+    return drift_of(detector.decisions, [found["facts"] for found in slides if "facts" in found])
