@@ -20,6 +20,7 @@ from esad_med.assess.calibration import (
     least_units,
     normal_tail,
     sensitivity_threshold,
+    share_above,
 )
 from esad_med.base.config import Spec
 from esad_med.base.errors import CaseError, ConfigError
@@ -74,9 +75,9 @@ class CalibrationConfig(Spec):
     others: tuple[float, ...] = Field(
         (0.01, 0.05, 0.1, 0.2), description="Further rates of false alarms to list."
     )
-    unit: Literal["auto", "sample"] = Field(
-        "auto",
-        description="What is independent: the patient or case, or (sample) every tile of its own.",
+    tiles_by: Literal["patient", "tile"] = Field(
+        "patient",
+        description="What weighs the same among tiles: patients, or (no guarantee) single tiles.",
     )
     resamples: int = Field(1000, ge=100, le=100_000, description="Of the bootstrap.")
     seed: int = Field(0, ge=0, description="Of the bootstrap.")
@@ -168,7 +169,7 @@ def calibrate(
     chosen = _choose_rows(store, detector, split)
     rows = store.rows.iloc[chosen].reset_index(drop=True)
     keys, unit = group_rows(rows)
-    if config.unit == "sample":
+    if config.tiles_by == "tile":
         keys, unit = np.arange(len(rows)).astype(str).astype(object), "sample"
     kept, anomalous = _truths(rows)
     _check_enough(store, len(set(keys[kept & ~anomalous])), unit, config)
@@ -176,7 +177,7 @@ def calibrate(
     score, colors = _score(detector, store, chosen, rows, precision, progress)
     kinds = _KINDS.get(str(store.contract.get("modality")), ("sample", "sample"))
     single = _Scored(kinds[0], score[kept], keys[kept], unit, anomalous[kept])
-    cases, why = _of_cases(store, rows, score, config, kinds[1])
+    cases, why = _of_cases(store, rows, score, kinds[1])
     if cases is not None and cases.normal_units < least_units(config.false_alarms):
         why = _too_few(cases.normal_units, f"independent normal {plural(cases.kind)}", config)
         cases = None
@@ -274,11 +275,11 @@ def _score(
 
 
 def _of_cases(
-    store: SampleStore, rows: pd.DataFrame, score: Floats, config: CalibrationConfig, kind: Kind
+    store: SampleStore, rows: pd.DataFrame, score: Floats, kind: Kind
 ) -> tuple[_Scored | None, str]:
     """The score of each slide or study, or why there are none."""
-    if kind == "sample" or config.unit == "sample":
-        return None, "samples are not of cases" if kind == "sample" else "every tile is on its own"
+    if kind == "sample":
+        return None, "samples are not of cases"
     if kind == "slide" and not store.contract.get("slides"):
         return None, "the store does not hold whole slides"
     name = rows["study_id" if kind == "study" and "study_id" in rows else "case_id"]
@@ -333,12 +334,16 @@ def _alarm_point(found: _Scored, rate: float, config: CalibrationConfig) -> Oper
     tail = normal_tail(normal, units)
     threshold = alarm_threshold(tail, rate)
     assert threshold is not None, "enough units were counted before"
-    low, high = false_alarm_interval(tail.units, rate)
     drawn = {"resamples": config.resamples, "seed": config.seed}
+    interval = bootstrap_threshold(normal, rate, units, **drawn)
+    if tail.units == len(normal):
+        low, high = false_alarm_interval(tail.units, rate)
+    else:  # the law is of one score per unit; the tail turns thresholds into rates
+        low, high = share_above(tail, interval[1]), share_above(tail, interval[0])
     return OperatingPoint(
         target=rate,
         threshold=threshold,
-        interval=bootstrap_threshold(normal, rate, units, **drawn),
+        interval=interval,
         false_alarms=(rate, low, high),
         sensitivity=bootstrap_rate(anomalous > threshold, ill, **drawn) if len(ill) else None,
     )

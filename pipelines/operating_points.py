@@ -46,7 +46,7 @@ def describe_review(level: Level) -> str:
     """The zone in which nothing is decided, in words."""
     if level.review >= level.alarm.threshold:
         return f"no zone of review ({level.review_rule.removeprefix('none: ')})"
-    return f"review without an alarm from a score above {level.review:.4g} on ({level.review_rule})"
+    return f"review, undecided, from a score of {level.review:.4g} on: {level.review_rule}"
 
 
 def describe_normals(level: Level) -> str:

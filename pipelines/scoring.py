@@ -24,6 +24,7 @@ from esad_med.method.detector import Detector
 from esad_med.method.scores import Scores, slide_score
 from esad_med.method.scoring_networks import Precision
 from esad_med.outputs.figures import write_histogram, write_roc
+from pipelines.deciding import sample_p_values
 
 _BATCH = 256
 _RESULT = "evaluation.json"
@@ -98,6 +99,8 @@ def write_scores(out: Path, rows: pd.DataFrame, detector: Detector, scores: Scor
     table["percentile"] = detector.percentile(scores.score).round(2)
     table["reconstruction"] = scores.reconstruction
     table["norm"] = scores.norm
+    if detector.decisions is not None:
+        table["p_value"] = sample_p_values(detector.decisions, scores.score).round(6)
     write_text(out, table_to_csv(table, float_format="%.6g"))
     return table
 

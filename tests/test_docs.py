@@ -21,6 +21,7 @@ from esad_med.base.limits import Limits
 from esad_med.base.store import REQUIRED_COLUMNS
 from esad_med.cli.app import app
 from esad_med.method.config import PRESETS, TrainConfig
+from pipelines.calibrating import CalibrationConfig
 from pipelines.cells import CellConfig
 from pipelines.dicom_settings import NodeConfig
 from pipelines.importing import ImportConfig
@@ -40,6 +41,7 @@ SPECS: dict[str, type[Spec]] = {
     "screen": PathologyConfig,
     "import": ImportConfig,
     "train": TrainConfig,
+    "calibrate": CalibrationConfig,
     "xray": XrayStoreConfig,
     "triage": TriageConfig,
     "serve": NodeConfig,

@@ -152,6 +152,12 @@ def false_alarm_interval(
     return float(law.ppf((1 - level) / 2)), float(law.ppf((1 + level) / 2))
 
 
+def share_above(tail: NormalTail, threshold: float) -> float:
+    """The share of the tail's normals that score above a threshold."""
+    at = int(np.searchsorted(tail.scores, threshold, side="right"))
+    return float(tail.shares[at]) if at < len(tail.shares) else 0.0
+
+
 def discoveries(p: npt.ArrayLike, false_share: float) -> npt.NDArray[np.bool_]:
     """Which samples to point at, so that at most this share of them is normal, on average.
 
