@@ -1,7 +1,7 @@
 """The scores of one slide, and what is written of them: table, summary, heat map and report."""
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,17 @@ class SlideScores:
 
 
 def write_slide_results(
-    folder: Path, result: SlideScores, slide: Slide, detector: Detector
+    folder: Path,
+    result: SlideScores,
+    slide: Slide,
+    detector: Detector,
+    *,
+    exports: Callable[[Path], list[Failure]],
 ) -> None:
-    """Write scores.csv, slide.json, heatmap.tif and report.html, all or nothing."""
+    """Write scores.csv, slide.json, heatmap.tif, report.html and exports, all or nothing."""
     provenance = _provenance(result, slide, detector)
     with atomic_folder(folder) as temporary:
+        failures = [*result.unreadable, *exports(temporary)]
         write_csv(temporary / "scores.csv", _TILE_COLUMNS, _tile_rows(result))
         write_json(
             temporary / "slide.json",
@@ -113,7 +119,7 @@ def write_slide_results(
                 "threshold_rule": _THRESHOLD_RULE,
                 "truth": result.case.truth,
                 "provenance": provenance,
-                "failures": [asdict(failure) for failure in result.unreadable],
+                "failures": [asdict(failure) for failure in failures],
                 "intended_use": "research use only, not for diagnosis",
             },
         )
