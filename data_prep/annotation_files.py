@@ -269,7 +269,7 @@ def _read_named_slide(path: Path, content: dict[str, Any]) -> NamedSlide | None:
             f"{path.name}: its member '{_ABOUT}' names no slide with fingerprint, width and height;"
             " it was edited: write the file again with `screen`, or remove the member"
         )
-    return NamedSlide(fingerprint[:_SHOWN], (width, height))
+    return NamedSlide(fingerprint, (width, height))
 
 
 def _refuse_geographic(path: Path, content: dict[str, Any]) -> None:
