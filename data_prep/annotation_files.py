@@ -1,5 +1,6 @@
 """The files annotations come in: ASAP XML, QuPath GeoJSON, NCRF JSON -> polygons."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,37 @@ EXCLUDED_NAMES = frozenset(
 )
 _POLYGON_TYPES = frozenset({"polygon", "rectangle", "spline"})
 _FARTHEST = 1e7  # no slide is as large, and GEOS stays exact
+_ABOUT = "esad_med"  # beside the features, of what made them
 _SHOWN = 60  # characters of a file's own words in a message
+
+
+@dataclass(frozen=True)
+class NamedSlide:
+    """The slide that a GeoJSON of `screen` says it was made for.
+
+    Attributes:
+        fingerprint: of its file, see `data_prep.slide_header.fingerprint_file`.
+        size: (width, height) in level-0 pixels.
+    """
+
+    fingerprint: str
+    size: tuple[int, int]
+
+    def check(self, path: Path, slide_size: tuple[int, int], fingerprint: str) -> None:
+        """Refuse a file made for another slide.
+
+        Raises:
+            CaseError: the sizes differ, or the fingerprints, where the slide's is known.
+        """
+        if self.size == slide_size and self.fingerprint == (fingerprint or self.fingerprint):
+            return
+        (width, height), (own_width, own_height) = self.size, slide_size
+        raise CaseError(
+            f"{path.name}: was made for a slide of {width}x{height} pixels with fingerprint"
+            f" {self.fingerprint[:12]}, expected this one's {own_width}x{own_height} and"
+            f" {fingerprint[:12] or 'any fingerprint'}; give the slide its own file, or remove the"
+            f" member '{_ABOUT}' if only the slide's file was written anew"
+        )
 
 
 @dataclass
@@ -40,12 +71,14 @@ class Outlines:
         excluded: polygons to take away from them.
         unknown: names of groups or classes that are neither.
         tumor_free: the file itself says that there is no tumor.
+        made_for: the slide that the file names, if it names one.
     """
 
     tumor: list[BaseGeometry] = field(default_factory=list)
     excluded: list[BaseGeometry] = field(default_factory=list)
     unknown: set[str] = field(default_factory=set)
     tumor_free: bool = False
+    made_for: "NamedSlide | None" = None
 
     def add(self, name: str, polygon: BaseGeometry) -> None:
         """File a polygon under what its group or class name means."""
@@ -131,14 +164,17 @@ def read_json_outlines(path: Path, *, limits: Limits) -> Outlines:
         raise CaseError(f"{path.name}: not a JSON file ({error})") from error
     if isinstance(content, dict) and "positive" in content:
         return _read_ncrf(path, content)
+    made_for = None
     if isinstance(content, dict):
+        made_for = _read_named_slide(path, content)
+        _refuse_geographic(path, content)
         content = content.get("features", [content])
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise CaseError(
             f"{path.name}: neither GeoJSON features nor NCRF's 'positive' and 'negative'; export"
             " the annotations from QuPath as GeoJSON"
         )
-    outlines = Outlines()
+    outlines = Outlines(made_for=made_for)
     for number, feature in enumerate(content, start=1):
         _add_feature(outlines, feature, f"{path.name}: feature {number}")
     return outlines
@@ -217,6 +253,33 @@ def _read_ncrf(path: Path, content: dict[str, Any]) -> Outlines:
             outlines.add(key, make_polygon([_read_ring(where, ring)], where))
     outlines.tumor_free = not content["positive"] and bool(content.get("negative"))
     return outlines
+
+
+def _read_named_slide(path: Path, content: dict[str, Any]) -> NamedSlide | None:
+    """The slide named beside the features of our own GeoJSON."""
+    if _ABOUT not in content:
+        return None
+    try:
+        slide = content[_ABOUT]["slide"]
+        fingerprint, width, height = (slide[key] for key in ("fingerprint", "width", "height"))
+    except (TypeError, KeyError):
+        fingerprint = width = height = None
+    if not (isinstance(fingerprint, str) and isinstance(width, int) and isinstance(height, int)):
+        raise CaseError(
+            f"{path.name}: its member '{_ABOUT}' names no slide with fingerprint, width and height;"
+            " it was edited: write the file again with `screen`, or remove the member"
+        )
+    return NamedSlide(fingerprint, (width, height))
+
+
+def _refuse_geographic(path: Path, content: dict[str, Any]) -> None:
+    """GeoJSON's default is degrees of longitude and latitude, and some tools say so."""
+    name = json.dumps(content.get("crs"))[:200].upper()
+    if "CRS84" in name or "EPSG" in name:
+        raise CaseError(
+            f"{path.name}: its 'crs' names a place on the globe, expected level-0 pixels; export"
+            " the annotations from QuPath, or remove the member if they are pixels"
+        )
 
 
 def _add_feature(outlines: Outlines, feature: dict[str, Any], where: str) -> None:

@@ -40,7 +40,11 @@ class Annotation:
 
 
 def read_annotation(
-    path: Path, *, slide_size: tuple[int, int], limits: Limits | None = None
+    path: Path,
+    *,
+    slide_size: tuple[int, int],
+    fingerprint: str = "",
+    limits: Limits | None = None,
 ) -> Annotation:
     """Read the tumor outlines of a slide.
 
@@ -50,13 +54,17 @@ def read_annotation(
     Args:
         path: the file.
         slide_size: (width, height) of the slide in level-0 pixels.
+        fingerprint: of the slide, held against that of the slide a GeoJSON of `screen` was made
+            for; not compared where empty.
         limits: what may be read at all.
 
     Raises:
         CaseError: a file that cannot be read or is beyond the limits, without tumor polygons, with
-            unknown groups only, or whose outlines lie outside this slide.
+            unknown groups only, made for another slide, or whose outlines lie outside this one.
     """
     outlines = _read_outlines(path, slide_size, limits or Limits())
+    if outlines.made_for is not None:
+        outlines.made_for.check(path, slide_size, fingerprint)
     if not any(polygon.area for polygon in outlines.tumor) and not outlines.tumor_free:
         raise CaseError(f"{path.name}: {_explain_missing(outlines)}")
     tumor = polygons_only(shapely.union_all(outlines.tumor))

@@ -13,7 +13,7 @@ from esad_med.method.config import TrainConfig
 from esad_med.method.trainer import train
 from pipelines.pathology import PathologyConfig, load_target
 from pipelines.scoring import evaluate_scores
-from pipelines.screening import screen_slides
+from pipelines.screening import screen_slides, screening_config
 from pipelines.tiling import tile_slides
 
 COMPOSED = (
@@ -84,7 +84,8 @@ def run_demo(out: Path, *, seed: int = 0, say: Say, progress: Progress = no_prog
 
     say("screening the held-out slides")
     screened = out / "screened"
-    summary = screen_slides(held_out, detector, screened, config, say=say, progress=progress)
+    chosen = screening_config(detector, None, [])
+    summary = screen_slides(held_out, detector, screened, chosen, say=say, progress=progress)
     evaluation = evaluate_scores(screened, out / "evaluation", by="tile", group=None)
     return DemoResult(
         out=out,

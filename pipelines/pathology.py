@@ -17,6 +17,7 @@ from data_prep.annotations import (
     read_annotation,
     tumor_fraction,
 )
+from data_prep.slide_dicom import one_file_per_slide
 from data_prep.slide_header import MPP_RANGE
 from data_prep.slides import SLIDE_SUFFIXES, Slide, find_slides, open_slide
 from data_prep.stain import (
@@ -196,7 +197,12 @@ def case_annotation(case: Case, slide: Slide) -> Annotation | None:
     """
     if case.annotation is None:
         return None
-    annotation = read_annotation(case.annotation, slide_size=slide.size_level0, limits=slide.limits)
+    annotation = read_annotation(
+        case.annotation,
+        slide_size=slide.size_level0,
+        fingerprint=slide.fingerprint,
+        limits=slide.limits,
+    )
     if case.truth == 0 and annotation.tumor.area > 0:
         raise CaseError(
             f"{case.annotation.name}: outlines tumor, but the manifest labels the case normal;"
@@ -253,7 +259,7 @@ def load_target(path: Path | None, spec: StainSpec) -> StainTarget:
 
 def _slide_files(path: Path) -> list[Path]:
     if path.is_dir() and path.suffix.lower() not in SLIDE_SUFFIXES:
-        files = list(find_slides(path))
+        files = one_file_per_slide(list(find_slides(path)))
         if not files:
             known = ", ".join(sorted(SLIDE_SUFFIXES))
             raise CaseError(f"{path}: no slides in this folder; expected files with {known}")

@@ -11,6 +11,13 @@ from esad_med.assess.evaluation import By, Evaluation, evaluate, roc_curve
 from esad_med.base.cases import SPLITS, read_table
 from esad_med.base.errors import CaseError, ConfigError
 from esad_med.base.locks import hold_output
+from esad_med.base.parquet import (
+    is_parquet,
+    parquet_columns,
+    read_parquet,
+    require_pyarrow,
+    write_parquet,
+)
 from esad_med.base.runs import (
     Progress,
     ensure_folder,
@@ -39,12 +46,12 @@ def score_store(
     precision: Precision = "float32",
     progress: Progress = no_progress,
 ) -> pd.DataFrame:
-    """Score the samples of a store into a CSV: the store's rows, score, percentile, both terms.
+    """Score the samples of a store into a table: its rows, score, percentile, both terms.
 
     Args:
         store: samples made as the detector's were.
         detector: what scores them.
-        out: the CSV to write.
+        out: the CSV to write, or Parquet by its name.
         split: only the samples of this split, or all.
         precision: see `Detector.score`.
         progress: called while samples are scored.
@@ -89,7 +96,7 @@ def rows_of_split(store: SampleStore, split: str) -> npt.NDArray[np.int64]:
 
 
 def write_scores(out: Path, rows: pd.DataFrame, detector: Detector, scores: Scores) -> pd.DataFrame:
-    """Write rows of a store with their scores, percentiles and both terms as a CSV, atomically.
+    """Write rows of a store with their scores, percentiles and both terms, atomically.
 
     Raises:
         ConfigError: ``out`` cannot be written.
@@ -101,28 +108,36 @@ def write_scores(out: Path, rows: pd.DataFrame, detector: Detector, scores: Scor
     table["norm"] = scores.norm
     if detector.decisions is not None:
         table["p_value"] = sample_p_values(detector.decisions, scores.score).round(6)
-    write_text(out, table_to_csv(table, float_format="%.6g"))
+    if is_parquet(out):
+        write_parquet(out, table, {"esad_med.detector": detector.digest})
+    else:
+        write_text(out, table_to_csv(table, float_format="%.6g"))
     return table
 
 
 def _refuse_other_file(out: Path) -> None:
     """Scores replace scores, nothing else: not a manifest, nor the store's own table."""
+    if is_parquet(out):
+        require_pyarrow()
     if not out.exists():
         ensure_folder(out.parent)
         return
     if out.is_dir():
         raise ConfigError(f"{out}: is a folder, expected the name of a CSV; choose another --out")
-    with out.open("rb") as file:
-        header = file.readline(10_000)
-    if b",score,percentile," not in header:
+    if is_parquet(out):
+        ours = {"score", "percentile"} <= set(parquet_columns(out))
+    else:
+        with out.open("rb") as file:
+            ours = b",score,percentile," in file.readline(10_000)
+    if not ours:
         raise ConfigError(f"{out}: exists and is no table of scores; choose another --out")
 
 
 def evaluate_scores(path: Path, out: Path | None, *, by: By, group: str | None) -> Evaluation:
-    """Evaluate a CSV of scores; with ``out``, write evaluation.json, slides.csv and figures.
+    """Evaluate a table of scores; with ``out``, write evaluation.json, slides.csv and figures.
 
     Args:
-        path: a CSV of `score_store` or `screen`, with columns score and truth.
+        path: a CSV or Parquet file of `score_store` or `screen`, with columns score and truth.
         out: folder for the results, or None.
         by: what is resampled for the intervals: patient, slide, tile or auto.
         group: a column to break the results down by, or None.
@@ -167,7 +182,7 @@ def read_scores(path: Path) -> pd.DataFrame:
     """A table of scores with numbers where numbers are meant and ``truth`` as Int8.
 
     Args:
-        path: a CSV of tile or slide scores, or a folder that `screen` wrote.
+        path: a CSV or Parquet file of tile or slide scores, or a folder that `screen` wrote.
 
     Raises:
         CaseError: not a table of scores.
@@ -176,7 +191,7 @@ def read_scores(path: Path) -> pd.DataFrame:
         files = _screened(path)
         table = pd.concat([read_table(file) for file in files], ignore_index=True)
     else:
-        table = read_table(path)
+        table = read_parquet(path) if is_parquet(path) else read_table(path)
     if "slide_score" in table and "score" not in table:  # slides.csv of `screen`
         table = table.rename(columns={"slide_score": "score"})
     for name, default in (("case_id", ""), ("patient_id", ""), ("sample_id", None)):

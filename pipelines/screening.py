@@ -25,10 +25,11 @@ from esad_med.base.runs import (
 from esad_med.base.timing import RunClock
 from esad_med.method.detector import Detector
 from esad_med.method.scoring_networks import Precision
-from pipelines.pathology import PathologyConfig, config_of
+from pipelines.pathology import config_of
 from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier, run_facts, write_tables
 from pipelines.slide_decisions import slides_drift
+from pipelines.slide_exports import ScreeningConfig, require_extras, write_run_exports
 
 
 @dataclass
@@ -58,7 +59,7 @@ class ScreeningSummary:
 
 def screening_config(
     detector: Detector, path: Path | None, overrides: Sequence[str]
-) -> PathologyConfig:
+) -> ScreeningConfig:
     """The detector's own preparation, with changes that do not touch its contract.
 
     Args:
@@ -77,7 +78,7 @@ def screening_config(
             " --protocol dpa --set stain_by=slide`"
         )
     own, target = config_of(prepared)
-    config = load_config(PathologyConfig, path, overrides, start=own)
+    config = load_config(ScreeningConfig, path, overrides, start=ScreeningConfig(**dict(own)))
     stained = config.stain.method != "none"
     detector.check_input(
         modality="histology",
@@ -95,7 +96,7 @@ def screen_slides(
     cases: Sequence[Case],
     detector: Detector,
     out: Path,
-    config: PathologyConfig,
+    config: ScreeningConfig,
     *,
     precision: Precision = "float32",
     place: Place = HERE,
@@ -104,9 +105,10 @@ def screen_slides(
 ) -> ScreeningSummary:
     """Screen slides into ``out``, a folder per slide; complete slides of an earlier run are kept.
 
-    Writes ``CASE/scores.csv``, ``slide.json``, ``heatmap.tif`` and ``report.html``, and for the
-    run ``slides.csv``, ``failures.csv``, ``config.yaml``, ``run.json`` and ``journal.jsonl``. The
-    two tables also keep what earlier runs with the same detector and settings say of other slides.
+    Writes ``CASE/scores.csv``, ``slide.json``, ``heatmap.tif``, ``report.html`` and what
+    ``config.exports`` names, and for the run ``slides.csv``, ``failures.csv``, ``config.yaml``,
+    ``run.json`` and ``journal.jsonl``. The two tables also keep what earlier runs with the same
+    detector and settings say of other slides.
 
     Args:
         cases: the slides.
@@ -120,9 +122,11 @@ def screen_slides(
 
     Raises:
         ConfigError: ``out`` cannot be written, or holds something else than a screening, or another
-            run is at work there; or the detector does not score in this precision.
+            run is at work there; the detector does not score in this precision; or a package that
+            ``config.exports`` needs is missing.
     """
     detector.check_precision(precision)
+    require_extras(config.exports)
     _refuse_other_folders(out, cases)
     claim_run_folder(out, "screen")
     with hold_folder(out) as turn:
@@ -135,6 +139,7 @@ def screen_slides(
         summary = ScreeningSummary(out)
         _screen_each(cases, screener, place, summary, clock, say, progress)
         write_tables(out, summary.slides, summary.failures, cases=cases, earlier=earlier)
+        write_run_exports(out, config.exports, detector)
         for warning in (drift := slides_drift(detector, summary.slides)):
             say(f"unlike the calibration: {warning}")
         write_json(out / "run.json", {**facts, "drift": drift, **clock.to_dict()})

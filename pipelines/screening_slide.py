@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipelines.pathology import (
     tumor_fractions,
 )
 from pipelines.slide_decisions import decide_slide
+from pipelines.slide_exports import ScreeningConfig, write_exports
 from pipelines.slide_results import ALARM_PERCENTILE, SlideScores, write_slide_results
 from pipelines.tiling import identity
 from pipelines.tiling_slide import label_tiles
@@ -121,7 +123,7 @@ class SlideScreener:
     """
 
     detector: Detector
-    config: PathologyConfig
+    config: ScreeningConfig
     out: Path
     precision: Precision
     turn: Turn
@@ -157,7 +159,14 @@ class SlideScreener:
         )
         self.turn.check()
         with stages.measure("write"):
-            write_slide_results(folder, result, slide, self.detector)
+            exports = partial(
+                write_exports,
+                result=result,
+                slide=slide,
+                detector=self.detector,
+                spec=self.config.exports,
+            )
+            write_slide_results(folder, result, slide, self.detector, exports=exports)
         return ScreenedSlide(read_json(folder / "slide.json", ConfigError), key, stages.seconds)
 
     def _key(self, case: Case, slide: Slide) -> str:

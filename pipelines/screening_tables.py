@@ -13,7 +13,7 @@ from esad_med.base.errors import CaseError, EsadError
 from esad_med.base.runs import Failure, read_json, versions, write_csv, write_failures
 from esad_med.method.detector import Detector
 from esad_med.method.scoring_networks import Precision
-from pipelines.pathology import PathologyConfig
+from pipelines.slide_exports import ScreeningConfig
 from pipelines.slide_results import SLIDE_COLUMNS
 
 _TILE = re.compile(r"_\d+_\d+$")
@@ -31,7 +31,7 @@ def read_earlier(
     out: Path,
     cases: Sequence[Case],
     detector: Detector,
-    config: PathologyConfig,
+    config: ScreeningConfig,
     precision: Precision,
 ) -> Earlier:
     """What earlier runs say of other slides; forgotten where detector or settings were others."""
@@ -41,8 +41,8 @@ def read_earlier(
         return Earlier()
     with suppress(EsadError, KeyError, TypeError):
         then, now = (
-            settings.model_dump(exclude={"limits"})
-            for settings in (load_config(PathologyConfig, config_file), config)
+            settings.model_dump(exclude={"limits", "exports"})
+            for settings in (load_config(ScreeningConfig, config_file), config)
         )
         alike = then == now
         facts = read_json(run_file, CaseError)

@@ -1,7 +1,7 @@
 """The scores of one slide, and what is written of them: table, summary, heat map and report."""
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,17 @@ class SlideScores:
 
 
 def write_slide_results(
-    folder: Path, result: SlideScores, slide: Slide, detector: Detector
+    folder: Path,
+    result: SlideScores,
+    slide: Slide,
+    detector: Detector,
+    *,
+    exports: Callable[[Path], list[Failure]],
 ) -> None:
-    """Write scores.csv, slide.json, heatmap.tif and report.html, all or nothing."""
+    """Write scores.csv, slide.json, heatmap.tif, report.html and exports, all or nothing."""
     provenance = _provenance(result, slide, detector)
     with atomic_folder(folder) as temporary:
+        failures = [*result.unreadable, *exports(temporary)]
         columns = (*_TILE_COLUMNS, *(DECIDED_COLUMNS if result.decided else ()))
         write_csv(temporary / "scores.csv", columns, _tile_rows(result))
         write_json(
@@ -118,7 +124,7 @@ def write_slide_results(
                 "truth": result.case.truth,
                 **(result.decided.to_dict() if result.decided else {}),
                 "provenance": provenance,
-                "failures": [asdict(failure) for failure in result.unreadable],
+                "failures": [asdict(failure) for failure in failures],
                 "intended_use": "research use only, not for diagnosis",
             },
         )

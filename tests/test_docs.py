@@ -27,6 +27,7 @@ from pipelines.dicom_settings import NodeConfig
 from pipelines.importing import ImportConfig
 from pipelines.paper.settings import BenchmarkConfig
 from pipelines.pathology import PathologyConfig
+from pipelines.slide_exports import ScreeningConfig
 from pipelines.triage_intake import TriageConfig
 from pipelines.xray_store import XrayStoreConfig
 
@@ -38,7 +39,7 @@ PAGES = {
 CONFIGS = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml")}
 SPECS: dict[str, type[Spec]] = {
     "tile": PathologyConfig,
-    "screen": PathologyConfig,
+    "screen": ScreeningConfig,
     "import": ImportConfig,
     "train": TrainConfig,
     "calibrate": CalibrationConfig,

@@ -84,7 +84,7 @@ def _fact(name: str, value: object) -> str:
 def score(
     store: Annotated[Path, typer.Argument(help="SampleStore to score.")],
     detector: DetectorFolder,
-    out: Annotated[Path, typer.Option(help="CSV to write.")],
+    out: Annotated[Path, typer.Option(help="CSV to write; Parquet where it ends so.")],
     split: Annotated[str | None, typer.Option(help="Only train, val or test.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Precision = "float32",
@@ -108,7 +108,7 @@ def score(
 @app.command("evaluate")
 def evaluate(
     scores: Annotated[
-        Path, typer.Argument(help="CSV of `score` or `screen` with truth, or a folder of `screen`.")
+        Path, typer.Argument(help="CSV or Parquet of `score` or `screen` with truth, or a folder.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, CSV and figures.")] = None,
     by: Annotated[

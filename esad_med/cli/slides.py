@@ -19,6 +19,7 @@ from esad_med.cli.options import (
     Slides,
     TrustScheduler,
     Workers,
+    overrides,
 )
 
 
@@ -29,6 +30,10 @@ def screen(
     out: Annotated[Path, typer.Option(help="Folder for the results, one folder per slide in it.")],
     annotations: Annotations = None,
     slide_mpp: Mpp = None,
+    write: Annotated[
+        list[str] | None,
+        typer.Option(help="geojson, asap, dicom, parquet; repeatable, geojson if none is named."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Precision = "float32",
     workers: Workers = 1,
@@ -47,7 +52,7 @@ def screen(
     from pipelines.screening import screen_slides, screening_config
 
     model = Detector.load(detector, device=device)
-    chosen = screening_config(model, config, settings or [])
+    chosen = screening_config(model, config, overrides(settings, exports__write=write))
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations, limits=chosen.limits)
     with ProgressBar() as progress:
         summary = screen_slides(
@@ -62,7 +67,7 @@ def screen(
         )
     lines = [f"{len(summary.slides)} slides screened, in {out} (slides.csv, CASE/report.html)"]
     if summary.failures:
-        lines.append(f"{len(summary.failures)} slides or tiles set aside (failures.csv)")
+        lines.append(f"{len(summary.failures)} slides, tiles or files set aside (failures.csv)")
     finish(summary.to_dict(), lines, as_json=as_json, set_aside=len(summary.failures))
 
 

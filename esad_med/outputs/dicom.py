@@ -34,35 +34,35 @@ if TYPE_CHECKING:
     )
 
 NOT_FOR_DIAGNOSIS = "Research use only, not for diagnosis"
-_SCHEME = "99ESAD"  # private schemes begin with 99; the reports say whose it is
-PERCENTILE = Code("PERCENTILE", _SCHEME, "Anomaly score percentile among normal images")
-SCORE = Code("SCORE", _SCHEME, "Anomaly score")
-RECONSTRUCTION = Code("RECONSTRUCTION", _SCHEME, "Reconstruction term")
-NORM = Code("NORM", _SCHEME, "Latent norm term")
-SCOPE = Code("SCOPE", _SCHEME, "Scope of the measurements")
-WHOLE_STUDY = Code("STUDY", _SCHEME, "Whole study")
-ONE_IMAGE = Code("IMAGE", _SCHEME, "One image")
-P_VALUE = Code("P_VALUE", _SCHEME, "Conformal p-value among normals")
-DECISION = Code("DECISION", _SCHEME, "Decision at the calibrated operating point")
+SCHEME = "99ESAD"  # private schemes begin with 99; the reports say whose it is
+PERCENTILE = Code("PERCENTILE", SCHEME, "Anomaly score percentile among normal images")
+SCORE = Code("SCORE", SCHEME, "Anomaly score")
+RECONSTRUCTION = Code("RECONSTRUCTION", SCHEME, "Reconstruction term")
+NORM = Code("NORM", SCHEME, "Latent norm term")
+SCOPE = Code("SCOPE", SCHEME, "Scope of the measurements")
+WHOLE_STUDY = Code("STUDY", SCHEME, "Whole study")
+ONE_IMAGE = Code("IMAGE", SCHEME, "One image")
+P_VALUE = Code("P_VALUE", SCHEME, "Conformal p-value among normals")
+DECISION = Code("DECISION", SCHEME, "Decision at the calibrated operating point")
 OUTCOMES = {
-    "alarm": Code("ALARM", _SCHEME, "Alarm"),
-    "review": Code("REVIEW", _SCHEME, "Review"),
-    "no alarm": Code("NO_ALARM", _SCHEME, "No alarm"),
-    "not decided": Code("NOT_DECIDED", _SCHEME, "Not decided"),
+    "alarm": Code("ALARM", SCHEME, "Alarm"),
+    "review": Code("REVIEW", SCHEME, "Review"),
+    "no alarm": Code("NO_ALARM", SCHEME, "No alarm"),
+    "not decided": Code("NOT_DECIDED", SCHEME, "Not decided"),
 }
-DECISION_RULE = Code("DECISION_RULE", _SCHEME, "Rule of the decision")
-CAVEAT = Code("CAVEAT", _SCHEME, "What speaks against relying on the decision")
-RULE = Code("RULE", _SCHEME, "Rule of the study's score")
-INTENDED_USE = Code("INTENDED_USE", _SCHEME, "Intended use")
-RESEARCH = Code("RESEARCH", _SCHEME, NOT_FOR_DIAGNOSIS)
+DECISION_RULE = Code("DECISION_RULE", SCHEME, "Rule of the decision")
+CAVEAT = Code("CAVEAT", SCHEME, "What speaks against relying on the decision")
+RULE = Code("RULE", SCHEME, "Rule of the study's score")
+INTENDED_USE = Code("INTENDED_USE", SCHEME, "Intended use")
+RESEARCH = Code("RESEARCH", SCHEME, NOT_FOR_DIAGNOSIS)
 _CHEST_XRAY = Code("399208008", "SCT", "Plain chest X-ray")
 _VIEWS = {"PA": codes.SCT.PosteroAnterior, "AP": codes.SCT.AnteroPosterior}
 
-_MAKER = "esad-med"
-_ALGORITHM = "esad-med ESAD"
+MAKER = "esad-med"
+ALGORITHM = "esad-med ESAD"
 # A modality counts its series from 1; results stand behind them.
 _REPORT_SERIES, _CAPTURE_SERIES = 9101, 9102
-_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _LARGEST_EDGE_PX = 65535
 _DERIVATION = (
     "Squared residual of the ESAD reconstruction, in color over the radiograph. "
@@ -107,7 +107,7 @@ class ImageResult:
             raise ValueError(f"expected a percentile in 0-100, found {self.percentile}")
         if not re.fullmatch("[0-9a-f]{64}", self.detector):
             raise ValueError("expected the detector's SHA-256 as 64 hexadecimal digits")
-        for keyword in _UIDS:
+        for keyword in UIDS:
             read_uid(self.source, keyword)
 
 
@@ -178,7 +178,7 @@ def build_structured_report(result: StudyResult) -> Dataset:
     Raises:
         ConfigError: highdicom is not installed.
     """
-    _require_highdicom()
+    require_highdicom()
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
     from highdicom.sr import ComprehensiveSR
 
@@ -191,8 +191,8 @@ def build_structured_report(result: StudyResult) -> Dataset:
         series_description="ESAD anomaly scores (research use only)",
         sop_instance_uid=_make_uid(result, "report"),
         instance_number=1,
-        manufacturer=_MAKER,
-        manufacturer_model_name=_MAKER,
+        manufacturer=MAKER,
+        manufacturer_model_name=MAKER,
         software_versions=result.version,
         is_complete=True,
         is_final=False,
@@ -201,7 +201,7 @@ def build_structured_report(result: StudyResult) -> Dataset:
         content_time=created.time(),
         coding_schemes=[
             CodingSchemeIdentificationItem(
-                _SCHEME, name="Concepts of esad-med", responsible_organization=_MAKER
+                SCHEME, name="Concepts of esad-med", responsible_organization=MAKER
             )
         ],
     )
@@ -222,7 +222,7 @@ def build_secondary_capture(result: StudyResult, picture: Bytes) -> Dataset:
         raise ValueError(f"expected (h, w, 3) uint8, found {picture.shape} {picture.dtype}")
     if not 0 < min(picture.shape) <= max(picture.shape) <= _LARGEST_EDGE_PX:
         raise ValueError(f"expected edges of 1 to {_LARGEST_EDGE_PX} pixels, found {picture.shape}")
-    _require_highdicom()
+    require_highdicom()
     from highdicom.sc import SCImage
 
     created = result.created
@@ -238,8 +238,8 @@ def build_secondary_capture(result: StudyResult, picture: Bytes) -> Dataset:
         series_description="ESAD residual overlay (research use only)",
         sop_instance_uid=_make_uid(result, "capture"),
         instance_number=1,
-        manufacturer=_MAKER,
-        manufacturer_model_name=_MAKER,
+        manufacturer=MAKER,
+        manufacturer_model_name=MAKER,
         software_versions=result.version,
         content_date=created.date(),
         content_time=created.time(),
@@ -261,7 +261,12 @@ def write_dicom(path: Path, dataset: Dataset) -> None:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def _require_highdicom() -> None:
+def require_highdicom() -> None:
+    """Ask for the extra, and keep what highdicom says of images out of the log.
+
+    Raises:
+        ConfigError: highdicom is not installed.
+    """
     if find_spec("highdicom") is None:
         raise ConfigError("DICOM results need highdicom; run: pip install 'esad-med[dicom]'")
     # It tells which image it copies from: identifiers have no place in a log.
@@ -273,7 +278,7 @@ def _make_uid(result: StudyResult, kind: str) -> str:
     images = sorted(f"{read_uid(i.source, 'SOPInstanceUID')} {i.detector}" for i in result.images)
     driver = read_uid(result.driver.source, "SOPInstanceUID")
     study = read_uid(result.driver.source, "StudyInstanceUID")
-    parts = (_MAKER, result.version, kind, study, driver, *images)
+    parts = (MAKER, result.version, kind, study, driver, *images)
     return generate_uid(entropy_srcs=["\n".join(parts)])
 
 
@@ -287,7 +292,7 @@ def _evidence(image: ImageResult) -> Dataset:
     names repeat them.
     """
     evidence = Dataset()
-    for keyword in _UIDS:
+    for keyword in UIDS:
         setattr(evidence, keyword, read_uid(image.source, keyword))
     for keyword in IDENTIFIERS:
         setattr(evidence, keyword, None)
@@ -315,10 +320,10 @@ def _observer(result: StudyResult) -> "ObservationContext":
     )
 
     device = DeviceObserverIdentifyingAttributes(
-        uid=generate_uid(entropy_srcs=[f"{_MAKER}\n{result.version}\ndevice"]),
-        name=_MAKER,
-        manufacturer_name=_MAKER,
-        model_name=f"{_MAKER} {result.version}",
+        uid=generate_uid(entropy_srcs=[f"{MAKER}\n{result.version}\ndevice"]),
+        name=MAKER,
+        manufacturer_name=MAKER,
+        model_name=f"{MAKER} {result.version}",
     )
     observer = ObserverContext(CodedConcept.from_code(codes.DCM.Device), device)
     return ObservationContext(observer_device_context=observer)
@@ -412,10 +417,10 @@ def _algorithm(result: StudyResult, image: ImageResult) -> "AlgorithmIdentificat
     from highdicom.sr import AlgorithmIdentification
 
     return AlgorithmIdentification(
-        name=_ALGORITHM,
+        name=ALGORITHM,
         version=result.version,
         parameters=[f"detector SHA-256 {image.detector}"],
-        manufacturer=_MAKER,
+        manufacturer=MAKER,
     )
 
 
@@ -461,7 +466,7 @@ def _describe_derivation(image: Dataset, result: StudyResult) -> None:
     if burned_in in {"YES", "NO"}:
         image.BurnedInAnnotation = burned_in
     image.ConversionType = "WSD"
-    image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = _moment(result.created)
+    image.DateOfSecondaryCapture, image.TimeOfSecondaryCapture = moment(result.created)
     # The picture may have been turned and cropped: a wrong left and right is worse than none.
     image.PatientOrientation = None
     if read_text(result.driver.source, "LossyImageCompression", ["ascii"]).strip() == "01":
@@ -473,13 +478,14 @@ def _describe_derivation(image: Dataset, result: StudyResult) -> None:
 
 def _file_under_study(dataset: Dataset, result: StudyResult) -> Dataset:
     """Give an object the study's identifiers, and the caller's time for highdicom's own clock."""
-    dataset.InstanceCreationDate, dataset.InstanceCreationTime = _moment(result.created)
-    dataset.SeriesDate, dataset.SeriesTime = _moment(result.created)
+    dataset.InstanceCreationDate, dataset.InstanceCreationTime = moment(result.created)
+    dataset.SeriesDate, dataset.SeriesTime = moment(result.created)
     for equipment in dataset.get("ContributingEquipmentSequence", ()):
-        equipment.ContributionDateTime = "".join(_moment(result.created))
+        equipment.ContributionDateTime = "".join(moment(result.created))
     dataset.update(copy_identifiers(result.driver.source, beside=result.rule))
     return dataset
 
 
-def _moment(time: datetime.datetime) -> tuple[str, str]:
+def moment(time: datetime.datetime) -> tuple[str, str]:
+    """Date and time as DICOM writes them."""
     return time.strftime("%Y%m%d"), time.strftime("%H%M%S.%f")

@@ -461,7 +461,7 @@ def test_sources_made_in_memory_serve_as_well(tmp_path):
     assert written.PatientID == "P-4711"
 
 
-@pytest.mark.parametrize("keyword", dicom._UIDS)
+@pytest.mark.parametrize("keyword", dicom.UIDS)
 @pytest.mark.parametrize(
     "value", [None, "", "../../SECRET", "1.2.0840.113619", "1." * 40 + "1", f"{ROOT}\\{ROOT}"]
 )

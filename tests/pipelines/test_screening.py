@@ -33,11 +33,12 @@ from esad_med.base.runs import (
 )
 from esad_med.base.timing import RunClock
 from esad_med.method.detector import Detector
-from pipelines.pathology import PathologyConfig, config_of
+from pipelines.pathology import config_of
 from pipelines.scoring import read_scores
 from pipelines.screening import ScreeningSummary, _screen_each, screening_config
 from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier
+from pipelines.slide_exports import ScreeningConfig
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,7 @@ def test_slides_that_come_later_join_the_table(screened, composed, trained, run_
 
 
 def test_what_earlier_runs_set_aside_is_forgotten_for_the_same_slide_only(tmp_path):
-    config = PathologyConfig()
+    config = ScreeningConfig()
     write_text(tmp_path / "config.yaml", dump_yaml(config))
     write_json(tmp_path / "run.json", {"detector": "d", "precision": "float32"})
     write_csv(tmp_path / "slides.csv", ("case_id",), [])
@@ -320,7 +321,7 @@ def test_a_finished_slide_is_kept_while_one_before_it_goes_on(tmp_path, monkeypa
             kept.set()
 
     cases = [Case(case_id=name, path=tmp_path) for name in ("slow", "quick")]
-    screener = SimpleNamespace(out=tmp_path, config=PathologyConfig(), screen=screen)
+    screener = SimpleNamespace(out=tmp_path, config=ScreeningConfig(), screen=screen)
     summary = ScreeningSummary(tmp_path)
     _screen_each(cases, screener, Place(1), summary, RunClock(), say, no_progress)
     assert [slide["case_id"] for slide in summary.slides] == ["slow", "quick"]
