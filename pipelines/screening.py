@@ -28,6 +28,7 @@ from esad_med.method.scoring_networks import Precision
 from pipelines.pathology import PathologyConfig, config_of
 from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier, run_facts, write_tables
+from pipelines.viewing import write_index
 
 
 @dataclass
@@ -103,9 +104,10 @@ def screen_slides(
 ) -> ScreeningSummary:
     """Screen slides into ``out``, a folder per slide; complete slides of an earlier run are kept.
 
-    Writes ``CASE/scores.csv``, ``slide.json``, ``heatmap.tif`` and ``report.html``, and for the
-    run ``slides.csv``, ``failures.csv``, ``config.yaml``, ``run.json`` and ``journal.jsonl``. The
-    two tables also keep what earlier runs with the same detector and settings say of other slides.
+    Writes ``CASE/scores.csv``, ``slide.json``, ``heatmap.tif``, ``report.html`` and
+    ``thumbnail.jpg``, and for the run ``index.html``, ``slides.csv``, ``failures.csv``,
+    ``config.yaml``, ``run.json`` and ``journal.jsonl``. The two tables and the index also keep what
+    earlier runs with the same detector and settings say of other slides.
 
     Args:
         cases: the slides.
@@ -135,6 +137,7 @@ def screen_slides(
         _screen_each(cases, screener, place, summary, clock, say, progress)
         write_tables(out, summary.slides, summary.failures, cases=cases, earlier=earlier)
         write_json(out / "run.json", {**facts, **clock.to_dict()})
+        write_index(out)
     return summary
 
 
