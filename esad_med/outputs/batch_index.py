@@ -42,6 +42,11 @@ class BatchRow:
     report: bool
     viewer: bool
 
+    @property
+    def marked(self) -> bool:
+        """Whether the row stands out: by the decision, where there is one."""
+        return self.decision == "alarm" if self.decision else self.above
+
 
 @dataclass(frozen=True)
 class Batch:

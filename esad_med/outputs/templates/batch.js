@@ -34,7 +34,7 @@ function filter() {
   for (const row of table.tBodies[0].rows) {
     const named = row.querySelector("th").firstChild.textContent.toLowerCase().includes(text);
     const decided = !decision || row.dataset.decision === decision;
-    row.hidden = !(named && decided && (!above || row.classList.contains("above")));
+    row.hidden = !(named && decided && (!above || "above" in row.dataset));
     shown += !row.hidden;
   }
   const all = table.tBodies[0].rows.length;
