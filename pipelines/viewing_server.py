@@ -253,6 +253,7 @@ class ViewServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: ViewServer
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # so that what is malformed gets a status, too
     server_version, sys_version = "esad-med", ""
     timeout = _PATIENCE_SECONDS
 
@@ -280,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedError(HTTPStatus.FORBIDDEN, "for a host of another name")
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        told = ascii(getattr(self, "path", ""))[1 : _TOLD + 1]
+        told = ascii(getattr(self, "path", "")[:_TOLD])
         logger.warning("refused %s (%d): %s", told, status, reason)
         self._send(Reply(f"{status.phrase}: {reason}\n".encode(), _TEXT, status))
 

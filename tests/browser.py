@@ -22,7 +22,13 @@ needs_browser = pytest.mark.skipif(
 )
 LAPTOP, PHONE = (1366, 768), (390, 844)
 _FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--hide-scrollbars"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--remote-debugging-pipe",
+        "--hide-scrollbars",
+    ),
     *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
     *("--disable-dev-shm-usage", "--disable-extensions"),
     # whatever a page asks of another machine fails, and is seen to
@@ -152,10 +158,11 @@ class Browser:
             """(() => {
             const wide = document.documentElement.clientWidth;
             const page = document.documentElement.scrollWidth > wide ? ["the page"] : [];
-            const scrolled = (e) => e.closest(".scroll, .list, .openseadragon-container, .navigator");
+            const scrolled = (e) => e.closest(".scroll, .list, .openseadragon-container");
             for (const e of document.querySelectorAll("main *, aside *, header *, footer *")) {
               const box = e.getBoundingClientRect();
-              if (box.width > 1 && box.right > wide + 1 && !scrolled(e)) page.push(e.outerHTML.slice(0, 80));
+              if (box.width > 1 && box.right > wide + 1 && !scrolled(e))
+                page.push(e.outerHTML.slice(0, 80));
             }
             return page; })()"""
         )
