@@ -44,6 +44,9 @@ $(READY): pyproject.toml constraints.txt
 # are one folder, so removing the one takes files of the other, which is written again.
 	$(BIN)/python -m pip uninstall -q -y opencv-python
 	$(PIP) -c constraints.txt --no-deps --force-reinstall opencv-python-headless
+# OpenSeadragon, for the pages of `view`, comes inside a source archive that pip can fetch.
+	$(BIN)/python -m pip download -q --disable-pip-version-check -d $(VENV) --no-deps --no-binary openslide-python openslide-python==1.4.7
+	$(BIN)/python -m esad_med.outputs.openseadragon $(VENV)/openslide_python-1.4.7.tar.gz
 	touch $(READY)
 
 clean:

@@ -30,6 +30,7 @@ from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier, run_facts, write_tables
 from pipelines.slide_decisions import slides_drift
 from pipelines.slide_exports import ScreeningConfig, require_extras, write_run_exports
+from pipelines.viewing import write_index
 
 
 @dataclass
@@ -105,10 +106,10 @@ def screen_slides(
 ) -> ScreeningSummary:
     """Screen slides into ``out``, a folder per slide; complete slides of an earlier run are kept.
 
-    Writes ``CASE/scores.csv``, ``slide.json``, ``heatmap.tif``, ``report.html`` and what
-    ``config.exports`` names, and for the run ``slides.csv``, ``failures.csv``, ``config.yaml``,
-    ``run.json`` and ``journal.jsonl``. The two tables also keep what earlier runs with the same
-    detector and settings say of other slides.
+    Writes ``CASE/scores.csv``, ``slide.json``, ``heatmap.tif``, ``report.html``, ``thumbnail.jpg``
+    and what ``config.exports`` names, and for the run ``index.html``, ``slides.csv``,
+    ``failures.csv``, ``config.yaml``, ``run.json`` and ``journal.jsonl``. The two tables and the
+    index also keep what earlier runs with the same detector and settings say of other slides.
 
     Args:
         cases: the slides.
@@ -143,6 +144,7 @@ def screen_slides(
         for warning in (drift := slides_drift(detector, summary.slides)):
             say(f"unlike the calibration: {warning}")
         write_json(out / "run.json", {**facts, "drift": drift, **clock.to_dict()})
+        write_index(out)
     return summary
 
 

@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 
@@ -101,7 +102,7 @@ def slide_tiles(result: SlideScores, slide: Slide, detector: Detector) -> SlideT
             "percentile": result.percentiles,
             "reconstruction": result.scores.reconstruction,
             "norm": result.scores.norm,
-            **({"p_value": result.decided.p} if result.decided else {}),
+            **({"p_value": result.decided.p.astype(np.float32)} if result.decided else {}),
         },
         threshold=result.threshold,
         fingerprint=slide.fingerprint,

@@ -17,6 +17,7 @@ from esad_med.base.runs import Failure, atomic_folder, versions, write_csv, writ
 from esad_med.method.detector import Detector
 from esad_med.method.scores import SLIDE_RULE, Scores, slide_score
 from esad_med.method.scoring_networks import Precision
+from esad_med.outputs.batch_index import write_thumbnail
 from esad_med.outputs.heatmap import normal_limits, write_heatmap
 from esad_med.outputs.report import SlideReport, TilePicture, write_report
 from pipelines.slide_decisions import DECIDED_COLUMNS, DecidedSlide
@@ -108,8 +109,9 @@ def write_slide_results(
     *,
     exports: Callable[[Path], list[Failure]],
 ) -> None:
-    """Write scores.csv, slide.json, heatmap.tif, report.html and exports, all or nothing."""
+    """Write tables, heat map, report, thumbnail and exports of a slide, all or nothing."""
     provenance = _provenance(result, slide, detector)
+    limits = normal_limits(_quantiles(detector))
     with atomic_folder(folder) as temporary:
         failures = [*result.unreadable, *exports(temporary)]
         columns = (*_TILE_COLUMNS, *(DECIDED_COLUMNS if result.decided else ()))
@@ -122,6 +124,12 @@ def write_slide_results(
                 "threshold": round(result.threshold, 6),
                 "threshold_rule": _THRESHOLD_RULE,
                 "truth": result.case.truth,
+                "geometry": {
+                    "size_level0": slide.size_level0,
+                    "mpp": slide.mpp,
+                    "edge_level0": result.grid.edge_level0,
+                },
+                "heatmap_limits": limits,
                 **(result.decided.to_dict() if result.decided else {}),
                 "provenance": provenance,
                 "failures": [asdict(failure) for failure in failures],
@@ -135,10 +143,12 @@ def write_slide_results(
             edge_level0=result.grid.edge_level0,
             slide_size=slide.size_level0,
             slide_mpp=slide.mpp,
-            limits=normal_limits(_quantiles(detector)),
+            limits=limits,
             label="anomaly score",
         )
-        write_report(temporary / "report.html", _report(result, slide, detector, provenance))
+        report = _report(result, slide, detector, provenance)
+        write_report(temporary / "report.html", report)
+        write_thumbnail(temporary / "thumbnail.jpg", report)
 
 
 def _tile_rows(result: SlideScores) -> Iterator[tuple[object, ...]]:

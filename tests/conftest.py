@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from composed_screening import openseadragon, screening  # noqa: F401 # fixtures of all tests
 from hypothesis import settings
 from xray_fixtures import nih, write_dicom, xray_detectors  # noqa: F401 # fixtures of all tests
 

@@ -26,14 +26,8 @@ EXIT_ERROR = 4
 EXIT_INTERRUPTED = 130
 # In the order of --help
 _MODULES = (
-    "samples",
-    "radiographs",
-    "detectors",
-    "calibrate",
-    "slides",
-    "benchmark",
-    "serve",
-    "doctor",
+    *("samples", "radiographs", "detectors", "calibrate", "slides", "view"),
+    *("benchmark", "serve", "doctor"),
 )
 
 app = typer.Typer(

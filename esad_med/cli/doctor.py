@@ -58,7 +58,7 @@ def run_checks(out: Path) -> Iterator[Check]:
             yield Check(name, "failed", version, "pip install -c constraints.txt -e .")
         else:
             yield Check(name, "ok", version)
-    for check in (_openslide, _devices, _bfloat16, _int8, _numba):
+    for check in (_openslide, _devices, _bfloat16, _int8, _numba, _openseadragon):
         yield _guarded(check)
     for extra, packages in _EXTRAS.items():
         yield _extra(extra, packages)
@@ -115,6 +115,17 @@ def _numba() -> Check:
     import numba
 
     return Check("numba", "ok", numba.__version__)
+
+
+def _openseadragon() -> Check:
+    from esad_med.base.errors import ConfigError
+    from esad_med.outputs.openseadragon import REMEDY, VERSION, read_openseadragon
+
+    try:
+        read_openseadragon()
+    except ConfigError as error:
+        return Check("OpenSeadragon", "missing", str(error).partition(";")[0], "; ".join(REMEDY))
+    return Check("OpenSeadragon", "ok", f"{VERSION}; for the pages of `view`")
 
 
 def _extra(extra: str, packages: tuple[str, ...]) -> Check:

@@ -17,7 +17,7 @@ from esad_med.base.runs import atomic_file
 COLORMAP = "viridis"
 UNTILED = 255  # the raster's index of what no tile covers; values take 0-254
 _UNTILED_RGB = (255, 255, 255)
-_PIXELS_PER_TILE = 4
+PIXELS_PER_TILE = 4
 _TIFF_TILE = 256
 
 Bytes = npt.NDArray[np.uint8]
@@ -139,7 +139,7 @@ def write_heatmap(
     Raises:
         ConfigError: the file cannot be written.
     """
-    downsample = edge_level0 / _PIXELS_PER_TILE
+    downsample = edge_level0 / PIXELS_PER_TILE
     size_px = (math.ceil(slide_size[0] / downsample), math.ceil(slide_size[1] / downsample))
     raster = rasterize_tiles(
         values,

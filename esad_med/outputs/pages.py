@@ -34,16 +34,26 @@ def read_template(name: str) -> str:
     return resources.files("esad_med.outputs.templates").joinpath(name).read_text("utf-8")
 
 
-def content_policy(style: str) -> str:
+def content_policy(style: str, *, script: str = "", pictures: str = "data:") -> str:
     """The page's Content-Security-Policy: this very style sheet, pictures inside the page, no more.
 
     So nothing that slipped into a page could run, load, or change how it looks.
+
+    Args:
+        style: of the page.
+        script: the one that may run, and load others; none where empty.
+        pictures: where they may come from.
     """
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    run = f" script-src 'strict-dynamic' {_digest_source(script)};" if script else ""
     return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none';"
-        " form-action 'none'"
+        f"default-src 'none'; img-src {pictures}; style-src {_digest_source(style)};{run}"
+        " base-uri 'none'; form-action 'none'"
     )
+
+
+def _digest_source(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
 
 
 def format_number(value: float) -> str:

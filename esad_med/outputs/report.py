@@ -144,7 +144,7 @@ def write_report(path: Path, report: SlideReport) -> None:
 def render_report(report: SlideReport) -> str:
     """The page as HTML; the same report gives the same text."""
     page = make_environment().get_template("slide.html")
-    thumbnail, downsample = _shrink_overview(report.thumbnail, report.downsample)
+    thumbnail, downsample = shrink_overview(report.thumbnail, report.downsample)
     width_px = round(_PICTURE_HEIGHT_PX * thumbnail.shape[1] / thumbnail.shape[0])
     bar, bar_share = _scale_bar(report)
     style = read_template("slide.css") + read_template("decision.css") + _sizes(width_px, bar_share)
@@ -154,9 +154,9 @@ def render_report(report: SlideReport) -> str:
         style=style,
         policy=content_policy(style),
         thumbnail=data_uri(thumbnail, "JPEG"),
-        overlay=data_uri(_overlay(report, thumbnail, downsample), "JPEG"),
+        overlay=data_uri(draw_overlay(report, thumbnail, downsample), "JPEG"),
         scale_bar=bar,
-        legend=data_uri(_legend(), "PNG"),
+        legend=data_uri(draw_scale(), "PNG"),
         limits=normal_limits(report.normal_quantiles),
         histogram=_svg_uri(histogram_svg(report.score, marks=_marks(report))),
         most=[_describe_tile(report, tile) for tile in report.most],
@@ -172,19 +172,21 @@ def _sizes(width_px: int, bar_share: float) -> str:
     )
 
 
-def _shrink_overview(thumbnail: Bytes, downsample: float) -> tuple[Bytes, float]:
+def shrink_overview(
+    thumbnail: Bytes, downsample: float, *, longest_px: int = _OVERVIEW_PX
+) -> tuple[Bytes, float]:
     """The thumbnail at no more than the page shows, and its level-0 pixels per pixel."""
     longest = max(thumbnail.shape[:2])
-    if longest <= _OVERVIEW_PX:
+    if longest <= longest_px:
         return thumbnail, downsample
-    zoom = _OVERVIEW_PX / longest
+    zoom = longest_px / longest
     width = max(1, round(thumbnail.shape[1] * zoom))
     height = max(1, round(thumbnail.shape[0] * zoom))
     image = Image.fromarray(thumbnail).resize((width, height), Image.Resampling.BOX)
     return np.asarray(image), downsample / zoom
 
 
-def _overlay(report: SlideReport, thumbnail: Bytes, downsample: float) -> Bytes:
+def draw_overlay(report: SlideReport, thumbnail: Bytes, downsample: float) -> Bytes:
     """The slide in gray with each tile's score over it in color."""
     height, width = thumbnail.shape[:2]
     raster = rasterize_tiles(
@@ -201,7 +203,7 @@ def _overlay(report: SlideReport, thumbnail: Bytes, downsample: float) -> Bytes:
     return np.rint(np.where(tiled, mixed, gray)).astype(np.uint8)
 
 
-def _legend() -> Bytes:
+def draw_scale() -> Bytes:
     """The color scale from its first to its last color."""
     ramp = colorize(np.arange(UNTILED, dtype=np.uint8))[None]
     return np.ascontiguousarray(np.repeat(ramp, 8, axis=0))

@@ -24,6 +24,7 @@ from esad_med.outputs.dicom import (
     MAKER,
     NORM,
     NOT_FOR_DIAGNOSIS,
+    P_VALUE,
     PERCENTILE,
     RECONSTRUCTION,
     SCHEME,
@@ -47,13 +48,12 @@ _AREA = Code("42798000", "SCT", "Area")
 _MM2 = Code("mm2", "UCUM", "square millimeter")
 _MAXIMUM = Code("MAXIMUM", SCHEME, "Maximum anomaly score")
 _MEAN = Code("MEAN", SCHEME, "Mean anomaly score")
-_P_VALUE = Code("P_VALUE", SCHEME, "Conformal p-value")
 _OF_TILES = {
     "score": (SCORE, codes.UCUM.NoUnits),
     "percentile": (PERCENTILE, codes.UCUM.Percent),
     "reconstruction": (RECONSTRUCTION, codes.UCUM.NoUnits),
     "norm": (NORM, codes.UCUM.NoUnits),
-    "p_value": (_P_VALUE, codes.UCUM.NoUnits),
+    "p_value": (P_VALUE, codes.UCUM.NoUnits),
 }
 _PIXELS_PER_TILE = 4  # of the segmentation, as of the heat map
 # What the results need to know of the source; the rest is not copied, valid or not.

@@ -16,10 +16,10 @@ from esad_med.outputs.pages import format_number, format_percentile
 from esad_med.outputs.report import (
     SlideReport,
     TilePicture,
-    _overlay,
     _scale_bar,
-    _shrink_overview,
+    draw_overlay,
     render_report,
+    shrink_overview,
     write_report,
 )
 
@@ -121,7 +121,7 @@ def test_tile_pictures_are_kept_to_the_pixel():
 
 def test_overlay_colors_lie_where_the_tiles_are():
     report = make_report()
-    overlay = _overlay(report, report.thumbnail, report.downsample).astype(float)
+    overlay = draw_overlay(report, report.thumbnail, report.downsample).astype(float)
     limits = (1.0, 2.5)  # median, and twice as far as the 99th percentile
     for (x, y), score in zip(report.xy_level0, report.score, strict=True):
         wanted = 0.62 * colorize(quantize([score], limits=limits))[0] + 0.38 * 240
@@ -171,9 +171,9 @@ def test_same_report_same_page_and_large_thumbnails_shrink(tmp_path):
 def test_a_shrunk_overview_keeps_its_frame():
     thumbnail = np.full((1280, 1600, 3), 240, dtype=np.uint8)
     report = make_report(thumbnail=thumbnail, downsample=1.0)
-    small, downsample = _shrink_overview(report.thumbnail, report.downsample)
+    small, downsample = shrink_overview(report.thumbnail, report.downsample)
     assert small.shape == (720, 900, 3)
-    colored = (_overlay(report, small, downsample) != 240).any(axis=2)
+    colored = (draw_overlay(report, small, downsample) != 240).any(axis=2)
     rows, columns = np.flatnonzero(colored.any(axis=1)), np.flatnonzero(colored.any(axis=0))
     scale = 900 / 1600  # tiles reach from 256 to 1024 across and to 768 down
     assert (columns[0], columns[-1] + 1) == (round(256 * scale), round(1024 * scale))

@@ -1,0 +1,108 @@
+"""The index of a screening: a page with a row per slide, to sort and filter, and small pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from esad_med.base.runs import write_text
+from esad_med.outputs.pages import content_policy, make_environment, read_template
+from esad_med.outputs.report import SlideReport, draw_overlay, shrink_overview
+
+_THUMBNAIL_PX = 288  # three times what the page shows, for fine displays
+_QUALITY = 80
+_SHOWN_FAILURES = 200
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """One slide.
+
+    Attributes:
+        case_id: names the slide's folder beside the page.
+        slide_score, slide_percentile, maximum, area_above_mm2, tiles, unreadable: as in its report.
+        above: whether the slide score is above the threshold.
+        decision: such as "alarm"; empty where the detector is not calibrated.
+        p_value: of the slide, where there is one.
+        thumbnail, report, viewer: whether the slide's folder has them.
+    """
+
+    case_id: str
+    slide_score: float
+    slide_percentile: float
+    maximum: float
+    area_above_mm2: float
+    tiles: int
+    unreadable: int
+    above: bool
+    decision: str
+    p_value: float | None
+    thumbnail: bool
+    report: bool
+    viewer: bool
+
+    @property
+    def marked(self) -> bool:
+        """Whether the row stands out: by the decision, where there is one."""
+        return self.decision == "alarm" if self.decision else self.above
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything the page shows, as plain values.
+
+    Attributes:
+        rows: the slides, in the order of the page before it is sorted.
+        set_aside: (case, reason) of slides that could not be screened.
+        slide_rule: how a slide score is made, in words.
+        threshold_rule: what the threshold is, in words.
+        detector: its short digest, or empty.
+        created: date of the run.
+    """
+
+    rows: Sequence[BatchRow]
+    set_aside: Sequence[tuple[str, str]]
+    slide_rule: str
+    threshold_rule: str
+    detector: str
+    created: str
+
+
+def write_batch_index(path: Path, batch: Batch) -> None:
+    """Write the page, atomically; pictures, reports and viewers are files beside it.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    write_text(path, render_batch_index(batch))
+
+
+def render_batch_index(batch: Batch) -> str:
+    """The page as HTML; it is read without its script, too."""
+    style = read_template("slide.css") + read_template("batch.css")
+    script = read_template("batch.js")
+    return (
+        make_environment()
+        .get_template("batch.html")
+        .render(
+            batch=batch,
+            decisions=sorted({row.decision for row in batch.rows} - {""}),
+            shown=_SHOWN_FAILURES,
+            style=style,
+            script=script,
+            policy=content_policy(style, script=script, pictures="'self' file:"),
+        )
+    )
+
+
+def write_thumbnail(path: Path, report: SlideReport) -> None:
+    """Write a small JPEG of the slide in gray with its scores in color, as the report has it.
+
+    Raises:
+        OSError: the file cannot be written; the folder's writer says why.
+    """
+    small, downsample = shrink_overview(
+        report.thumbnail, report.downsample, longest_px=_THUMBNAIL_PX
+    )
+    Image.fromarray(draw_overlay(report, small, downsample)).save(path, quality=_QUALITY)
