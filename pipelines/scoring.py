@@ -160,8 +160,8 @@ def read_scores(path: Path) -> pd.DataFrame:
         CaseError: not a table of scores.
     """
     if path.is_dir():
-        files = _screened(path)
-        table = pd.concat([read_table(file) for file in files], ignore_index=True)
+        tables = [read_table(folder / "scores.csv") for folder in screened_slides(path)]
+        table = pd.concat(tables, ignore_index=True)
     else:
         table = read_table(path)
     if "slide_score" in table and "score" not in table:  # slides.csv of `screen`
@@ -187,8 +187,12 @@ def read_scores(path: Path) -> pd.DataFrame:
     return table.astype({"truth": "Int8"})
 
 
-def _screened(path: Path) -> list[Path]:
-    """The tables of tile scores in a folder of `screen`, of the slides in its slides.csv."""
+def screened_slides(path: Path) -> list[Path]:
+    """The folders of the slides that a folder of `screen` names in its slides.csv.
+
+    Raises:
+        CaseError: it is none, or not finished.
+    """
     if not (path / "slides.csv").exists():
         unfinished = (path / "journal.jsonl").exists()
         what = "screening is not finished, run it again" if unfinished else "no folder of `screen`"
@@ -201,4 +205,4 @@ def _screened(path: Path) -> list[Path]:
         raise CaseError(f"{missing[0]}: is missing; run `screen` again")
     if not files:
         raise CaseError(f"{path}: no slide could be screened; failures.csv says why")
-    return files
+    return [file.parent for file in files]

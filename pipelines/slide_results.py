@@ -112,6 +112,7 @@ def write_slide_results(
                 "threshold": round(result.threshold, 6),
                 "threshold_rule": _THRESHOLD_RULE,
                 "truth": result.case.truth,
+                "geometry": _geometry(result.grid, slide),
                 "provenance": provenance,
                 "failures": [asdict(failure) for failure in result.unreadable],
                 "intended_use": "research use only, not for diagnosis",
@@ -128,6 +129,16 @@ def write_slide_results(
             label="anomaly score",
         )
         write_report(temporary / "report.html", _report(result, slide, detector, provenance))
+
+
+def _geometry(grid: TileGrid, slide: Slide) -> dict[str, Any]:
+    """What places the tiles of scores.csv on the slide."""
+    return {
+        "size_level0": list(slide.size_level0),
+        "mpp_level0": slide.mpp,
+        "edge_level0": grid.edge_level0,
+        "stride_level0": grid.stride_level0,
+    }
 
 
 def _tile_rows(result: SlideScores) -> Iterator[tuple[object, ...]]:
