@@ -85,7 +85,7 @@ def run_demo(out: Path, *, seed: int = 0, say: Say, progress: Progress = no_prog
     say("screening the held-out slides")
     screened = out / "screened"
     summary = screen_slides(held_out, detector, screened, config, say=say, progress=progress)
-    evaluation = evaluate_scores(screened, out / "evaluation", by="tile", group=None)
+    evaluation = evaluate_scores(screened, out / "evaluation", by="tile")
     return DemoResult(
         out=out,
         tile_auc=evaluation.measures["score"].auc,

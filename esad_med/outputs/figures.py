@@ -99,7 +99,7 @@ def write_froc(path: Path, curve: Curve, *, at: Mapping[float, float], title: st
     with mpl.rc_context(STYLE):
         figure = new_figure(5.6, 4.2)
         axes = figure.add_axes((0.11, 0.13, 0.86, 0.76))
-        axes.plot(*curve, color=_CURVES[0], linewidth=1.8, clip_on=False)
+        axes.plot(*curve, color=_CURVES[0], linewidth=1.8)
         axes.plot(rates, list(at.values()), "o", color=_CURVES[1], markersize=5, clip_on=False)
         for rate, found in at.items():
             axes.annotate(
