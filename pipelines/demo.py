@@ -25,6 +25,7 @@ _TRAINING = {
     "network": {"width": 0.125},
     "members": 2,
     "epochs": 6,
+    "keep_examples": 256,  # of composed slides: nobody's pictures
 }
 
 

@@ -20,6 +20,7 @@ from esad_med.base.timing import Stages
 from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
 from esad_med.method.scoring_networks import Precision
+from pipelines.explaining import explain_tiles, most_anomalous
 from pipelines.pathology import (
     LostTiles,
     PathologyConfig,
@@ -70,6 +71,8 @@ def screen_slide(
     with read_ahead(stages.timed("read", normalized)) as batches:
         scores = detector.score(tiles(batches), precision=precision)
     grid = grid.subset(np.concatenate(indices))
+    shown = most_anomalous(scores.score)
+    final = replace(prepared, grid=grid)
     fractions = tumor_fractions(case, annotation, grid)
     _, truth = label_tiles(case, fractions, len(grid), config)
     return SlideScores(
@@ -83,6 +86,7 @@ def screen_slide(
         tissue=prepared.tissue,
         precision=precision,
         unreadable=lost.failures,
+        explanations=explain_tiles(final, config.stain, target, detector, shown),
     )
 
 

@@ -1,8 +1,8 @@
 """The scores of one slide, and what is written of them: table, summary, heat map and report."""
 
 import datetime
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from esad_med.base.runs import Failure, atomic_folder, versions, write_csv, writ
 from esad_med.method.detector import Detector
 from esad_med.method.scores import SLIDE_RULE, Scores, slide_score
 from esad_med.method.scoring_networks import Precision
+from esad_med.outputs.explain import TileExplanation
 from esad_med.outputs.heatmap import normal_limits, write_heatmap
 from esad_med.outputs.report import SlideReport, TilePicture, write_report
+from pipelines.explaining import most_anomalous
 
-_SHOWN_TILES = 12
 _OVERVIEW_PX = 900
 _QUANTILES = (0.5, 0.95, 0.99)
 ALARM_PERCENTILE = 99.0
@@ -58,6 +59,7 @@ class SlideScores:
         grid: the tiles that were scored; ``scores`` and ``percentiles`` are in its order.
         percentiles: (n,) in 0..100, among held-out normals of the detector.
         precision: what the networks computed in.
+        explanations: index of a tile -> what the detector says of it, of those that a report shows.
         truth: (n,) 0 / 1 where the case is annotated or normal, else None.
     """
 
@@ -71,6 +73,7 @@ class SlideScores:
     tissue: TissueMask
     precision: Precision
     unreadable: list[Failure]
+    explanations: Mapping[int, TileExplanation] = field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -163,7 +166,8 @@ def _report(
     result: SlideScores, slide: Slide, detector: Detector, provenance: dict[str, str]
 ) -> SlideReport:
     order = np.argsort(-result.scores.score, kind="stable")
-    count = min(_SHOWN_TILES, (len(order) + 1) // 2)
+    shown = most_anomalous(result.scores.score)
+    count = len(shown)
     summary = result.summary
     thumbnail, downsample = _overview(result, slide)
     return SlideReport(
@@ -187,7 +191,10 @@ def _report(
         slide_size=slide.size_level0,
         slide_mpp=slide.mpp,
         normal_quantiles=_quantiles(detector),
-        most=_tile_pictures(slide, result.grid, order[:count]),
+        most=[
+            replace(tile, explanation=result.explanations.get(tile.index))
+            for tile in _tile_pictures(slide, result.grid, shown)
+        ],
         least=_tile_pictures(slide, result.grid, order[::-1][: min(count, len(order) - count)]),
         provenance=provenance,
         failures=[(failure.case_id, failure.message) for failure in result.unreadable],
