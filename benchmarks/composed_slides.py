@@ -121,7 +121,7 @@ def summarize(folder: Path, trained: float, screened: float) -> dict[str, float]
     for rule in ("slide_score", "maximum", "area_above_threshold_mm2"):
         normal, tumor = (slides.loc[slides["truth"] == label, rule].to_numpy() for label in (0, 1))
         result[f"slide AUC by {rule}"] = 100 * rank_auc(normal, tumor)
-    tiles = evaluate_scores(folder / "screened", folder / "tiles", by="slide", group=None)
+    tiles = evaluate_scores(folder / "screened", folder / "tiles", by="slide")
     for term, found in tiles.measures.items():
         result[f"tile AUC, {term}"] = 100 * found.auc
     result |= {"training s": trained, "screening s": screened}

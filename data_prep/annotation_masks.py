@@ -18,7 +18,7 @@ from esad_med.base.errors import CaseError, ImageError
 from esad_med.base.limits import Limits
 
 _ASPECT = 0.02  # a mask may differ so much from the slide's proportions
-_DECODING_ERRORS = (
+DECODING_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SyntaxError),
     *(struct.error, zlib.error, tifffile.TiffFileError, Image.DecompressionBombError),
     *(AttributeError, MemoryError, EOFError),
@@ -64,8 +64,17 @@ def _read_mask_pixels(path: Path, limits: Limits) -> npt.NDArray[np.bool_]:
         )
     except CaseError:
         raise
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise CaseError(f"{path.name}: not a readable mask image ({error})") from error
+    return one_channel_mask(path, pixels)
+
+
+def one_channel_mask(path: Path, pixels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """What a mask's pixels mark, (h, w) bool.
+
+    Raises:
+        CaseError: colors, or more than 0 and one other value.
+    """
     if pixels.ndim == 3 and (pixels[..., :3] == pixels[..., :1]).all():
         pixels = pixels[..., 0]
     if pixels.ndim != 2:

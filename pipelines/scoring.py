@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from esad_med.assess.breakdown import Breakdown
 from esad_med.assess.evaluation import By, Evaluation, evaluate, roc_curve
 from esad_med.base.cases import SPLITS, read_table
 from esad_med.base.errors import CaseError, ConfigError
@@ -22,6 +23,7 @@ from esad_med.base.runs import (
     Progress,
     ensure_folder,
     no_progress,
+    read_json,
     write_json,
     write_text,
 )
@@ -31,6 +33,7 @@ from esad_med.method.detector import Detector
 from esad_med.method.scores import Scores, slide_score
 from esad_med.method.scoring_networks import Precision
 from esad_med.outputs.figures import write_histogram, write_roc
+from esad_med.outputs.forest import ForestRow, write_forest
 from pipelines.deciding import sample_p_values
 
 _BATCH = 256
@@ -133,14 +136,22 @@ def _refuse_other_file(out: Path) -> None:
         raise ConfigError(f"{out}: exists and is no table of scores; choose another --out")
 
 
-def evaluate_scores(path: Path, out: Path | None, *, by: By, group: str | None) -> Evaluation:
-    """Evaluate a table of scores; with ``out``, write evaluation.json, slides.csv and figures.
+def evaluate_scores(
+    path: Path,
+    out: Path | None,
+    *,
+    by: By,
+    breakdown: Breakdown | None = None,
+    columns: Path | None = None,
+) -> Evaluation:
+    """Evaluate a table of scores; with ``out``, write evaluation.json, tables and figures.
 
     Args:
         path: a CSV or Parquet file of `score_store` or `screen`, with columns score and truth.
         out: folder for the results, or None.
         by: what is resampled for the intervals: patient, slide, tile or auto.
-        group: a column to break the results down by, or None.
+        breakdown: groups and kinds of outliers, or None.
+        columns: a CSV with more columns of the same cases, such as their scanner, or None.
 
     Raises:
         CaseError: columns or one of the two classes are missing.
@@ -148,12 +159,14 @@ def evaluate_scores(path: Path, out: Path | None, *, by: By, group: str | None) 
     if out is not None and (out / "slides.csv").exists() and not (out / _RESULT).exists():
         raise ConfigError(f"{out}: holds a slides.csv of another command; choose another --out")
     table = read_scores(path)
+    if columns is not None:
+        table = join_columns(table, columns)
     named = table[table["case_id"] != ""]
     slide_scores = {
         str(name): slide_score(part["score"].to_numpy())
         for name, part in named.groupby("case_id", sort=True)
     }
-    result = evaluate(table, by=by, group=group, slide_scores=slide_scores)
+    result = evaluate(table, by=by, breakdown=breakdown, slide_scores=slide_scores)
     if out is not None:
         _write_evaluation(ensure_folder(out), result, table)
     return result
@@ -161,7 +174,8 @@ def evaluate_scores(path: Path, out: Path | None, *, by: By, group: str | None) 
 
 def _write_evaluation(out: Path, result: Evaluation, table: pd.DataFrame) -> None:
     write_json(out / _RESULT, result.to_dict())
-    for name, rows in (("slides", result.slides), ("groups", result.groups)):
+    tables = {"slides": result.slides, "groups": result.groups, "kinds": result.kinds}
+    for name, rows in tables.items():
         if rows is not None and len(rows):
             write_text(out / f"{name}.csv", table_to_csv(rows, float_format="%.6g"))
     known = table.dropna(subset=["truth"])
@@ -176,6 +190,51 @@ def _write_evaluation(out: Path, result: Evaluation, table: pd.DataFrame) -> Non
         "anomalous": known["score"][truth == 1].to_numpy(),
     }
     write_histogram(out / "histogram", classes, title="Scores by class")
+    if result.groups is not None:
+        write_forest(out / "groups", _forest(result.groups, "column", "group"), title="By group")
+    if result.kinds is not None:
+        write_forest(out / "kinds", _forest(result.kinds, None, "kind"), title="By kind of outlier")
+
+
+def _forest(rows: pd.DataFrame, section: str | None, name: str) -> list[ForestRow]:
+    shown = (("auc", "AUC"), ("sensitivity", "sensitivity"), ("specificity", "specificity"))
+    return [
+        ForestRow(
+            section=str(row[section]) if section else "",
+            label=f"{row[name]} ({row['training']})" if row.get("training") else str(row[name]),
+            counts=f"{row['n_normal']:,} / {row['n_anomalous']:,}",
+            values={
+                title: (row[key], row[f"{key}_low"], row[f"{key}_high"]) for key, title in shown
+            },
+            warning=bool(row["warning"]),
+        )
+        for row in rows.to_dict("records")
+    ]
+
+
+def join_columns(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """A table of scores with the columns of another one that speaks of the same cases.
+
+    They are joined by the first of sample_id, case_id and patient_id that the other table has; what
+    stands in both is taken from the scores.
+
+    Raises:
+        CaseError: no such column, a row twice, or rows of other cases only.
+    """
+    more = read_table(path)
+    key = next((name for name in ("sample_id", "case_id", "patient_id") if name in more), None)
+    if key is None:
+        raise CaseError(
+            f"{path}: found {', '.join(more.columns)}; expected a column sample_id, case_id or"
+            " patient_id to join by"
+        )
+    if more[key].duplicated().any():
+        twice = more[key][more[key].duplicated()].iloc[0]
+        raise CaseError(f"{path}: {key} '{twice}' stands there twice, expected once")
+    if not table[key].astype(str).isin(more[key]).any():
+        raise CaseError(f"{path}: no {key} of it is among the scores; is it of other cases?")
+    new = more[[key, *(name for name in more.columns if name not in table)]]
+    return table.merge(new, how="left", on=key).fillna(dict.fromkeys(new.columns, ""))
 
 
 def read_scores(path: Path) -> pd.DataFrame:
@@ -188,8 +247,8 @@ def read_scores(path: Path) -> pd.DataFrame:
         CaseError: not a table of scores.
     """
     if path.is_dir():
-        files = _screened(path)
-        table = pd.concat([read_table(file) for file in files], ignore_index=True)
+        tables = [_read_screened(folder) for folder in screened_slides(path)]
+        table = pd.concat(tables, ignore_index=True)
     else:
         table = read_parquet(path) if is_parquet(path) else read_table(path)
     if "slide_score" in table and "score" not in table:  # slides.csv of `screen`
@@ -215,8 +274,22 @@ def read_scores(path: Path) -> pd.DataFrame:
     return table.astype({"truth": "Int8"})
 
 
-def _screened(path: Path) -> list[Path]:
-    """The tables of tile scores in a folder of `screen`, of the slides in its slides.csv."""
+def _read_screened(folder: Path) -> pd.DataFrame:
+    """A slide's tiles, with the scanner its file is of."""
+    try:
+        facts = read_json(folder / "slide.json", CaseError).get("provenance")
+    except CaseError:
+        facts = None  # the table alone suffices
+    scanner = facts.get("Scanner format", "") if isinstance(facts, dict) else ""
+    return read_table(folder / "scores.csv").assign(scanner=str(scanner))
+
+
+def screened_slides(path: Path) -> list[Path]:
+    """The folders of the slides that a folder of `screen` names in its slides.csv.
+
+    Raises:
+        CaseError: it is none, or not finished.
+    """
     if not (path / "slides.csv").exists():
         unfinished = (path / "journal.jsonl").exists()
         what = "screening is not finished, run it again" if unfinished else "no folder of `screen`"
@@ -229,4 +302,4 @@ def _screened(path: Path) -> list[Path]:
         raise CaseError(f"{missing[0]}: is missing; run `screen` again")
     if not files:
         raise CaseError(f"{path}: no slide could be screened; failures.csv says why")
-    return files
+    return [file.parent for file in files]

@@ -22,6 +22,7 @@ from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
 from esad_med.method.scoring_networks import Precision
 from pipelines.case_facts import CaseColors, stain_facts
+from pipelines.explaining import explain_tiles, most_anomalous
 from pipelines.pathology import (
     LostTiles,
     PathologyConfig,
@@ -77,6 +78,8 @@ def screen_slide(
     with read_ahead(stages.timed("read", normalized)) as batches:
         scores = detector.score(tiles(batches), precision=precision)
     grid = grid.subset(np.concatenate(indices))
+    shown = most_anomalous(scores.score)
+    final = replace(prepared, grid=grid)
     fractions = tumor_fractions(case, annotation, grid)
     _, truth = label_tiles(case, fractions, len(grid), config)
     facts = colors.to_dict() | stain_facts(prepared.stain.to_dict())
@@ -92,6 +95,7 @@ def screen_slide(
         precision=precision,
         unreadable=lost.failures,
         decided=decide_slide(detector, scores.score, facts, precision),
+        explanations=explain_tiles(final, config.stain, target, detector, shown),
     )
 
 

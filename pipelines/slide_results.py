@@ -1,8 +1,8 @@
 """The scores of one slide, and what is written of them: table, summary, heat map and report."""
 
 import datetime
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from esad_med.method.detector import Detector
 from esad_med.method.scores import SLIDE_RULE, Scores, slide_score
 from esad_med.method.scoring_networks import Precision
 from esad_med.outputs.batch_index import write_thumbnail
+from esad_med.outputs.explain import TileExplanation
 from esad_med.outputs.heatmap import normal_limits, write_heatmap
 from esad_med.outputs.report import SlideReport, TilePicture, write_report
+from pipelines.explaining import most_anomalous
 from pipelines.slide_decisions import DECIDED_COLUMNS, DecidedSlide
 
-_SHOWN_TILES = 12
 _OVERVIEW_PX = 900
 _QUANTILES = (0.5, 0.95, 0.99)
 ALARM_PERCENTILE = 99.0
@@ -61,6 +62,7 @@ class SlideScores:
         percentiles: (n,) in 0..100, among held-out normals of the detector.
         precision: what the networks computed in.
         decided: what a calibrated detector decides; None by one that is not.
+        explanations: index of a tile -> what the detector says of it, of those that a report shows.
         truth: (n,) 0 / 1 where the case is annotated or normal, else None.
     """
 
@@ -75,6 +77,7 @@ class SlideScores:
     precision: Precision
     unreadable: list[Failure]
     decided: DecidedSlide | None = None
+    explanations: Mapping[int, TileExplanation] = field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -124,11 +127,7 @@ def write_slide_results(
                 "threshold": round(result.threshold, 6),
                 "threshold_rule": _THRESHOLD_RULE,
                 "truth": result.case.truth,
-                "geometry": {
-                    "size_level0": slide.size_level0,
-                    "mpp": slide.mpp,
-                    "edge_level0": result.grid.edge_level0,
-                },
+                "geometry": _geometry(result.grid, slide),
                 "heatmap_limits": limits,
                 **(result.decided.to_dict() if result.decided else {}),
                 "provenance": provenance,
@@ -149,6 +148,16 @@ def write_slide_results(
         report = _report(result, slide, detector, provenance)
         write_report(temporary / "report.html", report)
         write_thumbnail(temporary / "thumbnail.jpg", report)
+
+
+def _geometry(grid: TileGrid, slide: Slide) -> dict[str, Any]:
+    """What places the tiles of scores.csv on the slide."""
+    return {
+        "size_level0": list(slide.size_level0),
+        "mpp": slide.mpp,
+        "edge_level0": grid.edge_level0,
+        "stride_level0": grid.stride_level0,
+    }
 
 
 def _tile_rows(result: SlideScores) -> Iterator[tuple[object, ...]]:
@@ -174,7 +183,8 @@ def _report(
     result: SlideScores, slide: Slide, detector: Detector, provenance: dict[str, str]
 ) -> SlideReport:
     order = np.argsort(-result.scores.score, kind="stable")
-    count = min(_SHOWN_TILES, (len(order) + 1) // 2)
+    shown = most_anomalous(result.scores.score)
+    count = len(shown)
     summary = result.summary
     thumbnail, downsample = _overview(result, slide)
     return SlideReport(
@@ -198,7 +208,10 @@ def _report(
         slide_size=slide.size_level0,
         slide_mpp=slide.mpp,
         normal_quantiles=_quantiles(detector),
-        most=_tile_pictures(slide, result.grid, order[:count]),
+        most=[
+            replace(tile, explanation=result.explanations.get(tile.index))
+            for tile in _tile_pictures(slide, result.grid, shown)
+        ],
         least=_tile_pictures(slide, result.grid, order[::-1][: min(count, len(order) - count)]),
         provenance=provenance,
         decision=result.decided.for_report() if result.decided else None,

@@ -22,6 +22,7 @@ from esad_med.base.store import REQUIRED_COLUMNS
 from esad_med.cli.app import app
 from esad_med.method.config import PRESETS, TrainConfig
 from pipelines.calibrating import CalibrationConfig
+from pipelines.camelyon16_scoring import Camelyon16Config
 from pipelines.cells import CellConfig
 from pipelines.dicom_settings import NodeConfig
 from pipelines.importing import ImportConfig
@@ -47,6 +48,7 @@ SPECS: dict[str, type[Spec]] = {
     "triage": TriageConfig,
     "serve": NodeConfig,
     "benchmark": BenchmarkConfig,
+    "camelyon16": Camelyon16Config,
 }
 for _module in pkgutil.iter_modules(esad_med.cli.__path__):
     import_module(f"esad_med.cli.{_module.name}")

@@ -1,12 +1,15 @@
 """What scores are worth against the truth: AUC with its interval, operating points, per slide."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from esad_med.assess.breakdown import Breakdown, alarm_threshold
+from esad_med.assess.groups import tabulate_groups
+from esad_med.assess.kinds import tabulate_kinds
 from esad_med.assess.measures import (
     auc,
     average_precision,
@@ -26,7 +29,6 @@ SPECIFICITIES = (0.9, 0.95, 0.99)
 SCORES = ("score", "reconstruction", "norm")
 REQUIRED_COLUMNS = ("sample_id", "case_id", "patient_id", "truth", "score")
 _UNIT_COLUMNS = {"patient": "patient_id", "slide": "case_id"}
-_GROUP_MEASURES = ("auc", "auc_low", "auc_high", "average_precision", "set_aside")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class Evaluation:
         measures: "score", "reconstruction", "norm" (where given) -> what it is worth per sample.
         slide_measures: the same for slide scores, or None where slides lack a class or a score.
         slides: a row per case: case_id, truth, n, n_anomalous, auc, slide_score (NaN if unknown).
-        groups: a row per value of the group column, or None.
+        groups: a row per group, as in `tabulate_groups`, or None.
+        kinds: a row per kind of outlier, as in `tabulate_kinds`, or None.
+        notes: on the breakdown: its threshold, what "seen" means.
     """
 
     resampled_by: str
@@ -87,7 +91,9 @@ class Evaluation:
     measures: Mapping[str, Measures]
     slide_measures: Measures | None
     slides: pd.DataFrame
-    groups: pd.DataFrame | None
+    groups: pd.DataFrame | None = None
+    kinds: pd.DataFrame | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.units} units; {self.note}"]
@@ -97,6 +103,10 @@ class Evaluation:
         if self.slide_measures:
             named["slide score"] = self.slide_measures
         lines += [f"{name:>14}: {found}" for name, found in named.items()]
+        lines += self.notes
+        for rows, names in ((self.groups, ("column", "group")), (self.kinds, ("kind", "training"))):
+            if rows is not None:
+                lines += [_line(row, names) for row in rows.to_dict("records")]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +121,8 @@ class Evaluation:
                 "slide_measures": asdict(self.slide_measures) if self.slide_measures else None,
                 "slides": self.slides.to_dict("records"),
                 "groups": None if self.groups is None else self.groups.to_dict("records"),
+                "kinds": None if self.kinds is None else self.kinds.to_dict("records"),
+                "notes": list(self.notes),
             }
         )
         return plain
@@ -120,12 +132,12 @@ def evaluate(
     table: pd.DataFrame,
     *,
     by: By = "auto",
-    group: str | None = None,
+    breakdown: Breakdown | None = None,
     slide_scores: Mapping[str, float] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Compare scores with the truth, per sample, per slide and per group.
+    """Compare scores with the truth, per sample, per slide, per group and per kind of outlier.
 
     Args:
         table: a row per sample with `REQUIRED_COLUMNS`; ``reconstruction`` and ``norm`` are
@@ -133,7 +145,7 @@ def evaluate(
             truth is empty are left out and counted.
         by: what the intervals are resampled by; "auto" takes the patient, else the slide, else the
             tile, and says so.
-        group: a column to break the result down by, such as a scanner or hospital.
+        breakdown: columns to break the result down by, such as a scanner, age or finding.
         slide_scores: case_id -> slide score, by a rule of the caller's.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -142,7 +154,8 @@ def evaluate(
         CaseError: columns are missing, scores are not finite, truth is not 0 or 1, a class is
             missing, or patients or slides are asked for and not known.
     """
-    known, n_unknown = _check_table(table, group)
+    asked = breakdown or Breakdown()
+    known, n_unknown = _check_table(table, asked.columns)
     resampled_by, note = _choose_unit(known, by)
     units = _units(known, resampled_by)
     present = [name for name in SCORES if name in known]
@@ -159,20 +172,53 @@ def evaluate(
         measures=measures,
         slide_measures=_measure_slides(slides, known, resampled_by, resamples, seed),
         slides=slides,
-        groups=_tabulate_groups(known, group, resampled_by, resamples, seed) if group else None,
+        **_break_down(known, units, asked, resamples, seed),
     )
 
 
-def _check_table(table: pd.DataFrame, group: str | None) -> tuple[pd.DataFrame, int]:
+def _break_down(
+    table: pd.DataFrame, units: pd.Series | None, asked: Breakdown, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The parts of an `Evaluation` that a breakdown asks for."""
+    if not asked.columns:
+        return {}
+    threshold, source = alarm_threshold(table["truth"], table["score"], asked)
+    codes = np.arange(len(table)) if units is None else pd.factorize(units)[0]
+    notes = [f"sensitivity and specificity at the threshold {threshold:.6g}, {source}"]
+    how: Any = {"threshold": threshold, "resamples": resamples, "seed": seed}
+    found: dict[str, Any] = {}
+    if asked.groups:
+        found["groups"] = tabulate_groups(table, codes, asked, **how)
+    if asked.kind:
+        found["kinds"], note = tabulate_kinds(table, codes, asked, **how)
+        notes.append(note)
+    return {**found, "notes": tuple(notes)}
+
+
+def _line(row: dict[Any, Any], names: tuple[str, str]) -> str:
+    """A row of groups or kinds for people."""
+    shown = []
+    for name in ("auc", "sensitivity", "specificity"):
+        value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+        if not np.isnan(value):
+            ends = "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
+            shown.append(f"{'AUC' if name == 'auc' else name} {value:.3f}{ends}")
+    title = " ".join(str(row[name]) for name in names if row[name])
+    warning = f" [{row['warning']}]" if row["warning"] else ""
+    counts = f"{row['n_normal']} normal, {row['n_anomalous']} anomalous"
+    return f"{title:>14}: {', '.join(shown) or 'one class only'} ({counts}){warning}"
+
+
+def _check_table(table: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """The rows whose truth is known, with numbers as numbers, and how many were left out."""
-    needed = [*REQUIRED_COLUMNS, *([group] if group else [])]
+    needed = [*REQUIRED_COLUMNS, *columns]
     if missing := [name for name in needed if name not in table]:
         raise CaseError(
             f"scores: column '{missing[0]}' is missing; found {', '.join(map(str, table.columns))};"
             f" expected {', '.join(needed)}"
         )
     known = table.copy()
-    for name in dict.fromkeys((*_UNIT_COLUMNS.values(), *([group] if group else []))):
+    for name in dict.fromkeys((*_UNIT_COLUMNS.values(), *columns)):
         known[name] = known[name].fillna("").astype(str)
     known["truth"] = _read_truth(known["truth"])
     known = known[known["truth"].notna()].reset_index(drop=True)
@@ -276,26 +322,6 @@ def _measure_slides(
     patient = table.groupby("case_id")["patient_id"].first()
     units = slides["case_id"].map(patient) if resampled_by == "patient" else None
     return _measure(slides["truth"], slides["slide_score"], units, resamples=resamples, seed=seed)
-
-
-def _tabulate_groups(
-    table: pd.DataFrame, group: str, resampled_by: str, resamples: int, seed: int
-) -> pd.DataFrame:
-    """One row per value of the group column; shares are NaN where a class is missing."""
-    rows: list[dict[str, object]] = []
-    for name, part in table.groupby(group, sort=True):
-        row: dict[str, object] = {
-            group: str(name),
-            "n": len(part),
-            "n_anomalous": int(part["truth"].sum()),
-        }
-        found = dict.fromkeys(_GROUP_MEASURES, float("nan"))
-        if part["truth"].nunique() == 2:
-            units = _units(part, resampled_by)
-            measured = _measure(part["truth"], part["score"], units, resamples=resamples, seed=seed)
-            found = {key: getattr(measured, key) for key in _GROUP_MEASURES}
-        rows.append(row | found)
-    return pd.DataFrame(rows)
 
 
 def _without_nan(value: Any) -> Any:

@@ -11,7 +11,7 @@ Floats = npt.NDArray[np.float64]
 
 _LEAST_GROUPS = 2  # of each class: resamples of one show nothing of what another would change
 _FEW_GROUPS = 1000
-_CHUNK = 250_000  # weights held at once by the bootstrap: what stays in a core's cache
+CHUNK = 250_000  # weights held at once by the bootstrap: what stays in a core's cache
 
 
 def auc(truth: npt.ArrayLike, score: npt.ArrayLike) -> float:
@@ -110,7 +110,7 @@ def _resample_few(
         normals = np.sort(values[~labels & (codes == group)])
         below = [np.searchsorted(normals, anomalous, side=side) for side in ("left", "right")]
         wins[:, group] = np.bincount(own, (below[0] + below[1]) / 2, minlength=count)
-    weights = _draw(random, resamples, count)
+    weights = draw_weights(random, resamples, count)
     pairs = (weights @ sizes[0]) * (weights @ sizes[1])
     return _divide(((weights @ wins) * weights).sum(axis=1), pairs)
 
@@ -127,22 +127,22 @@ def _resample_many(
     order = np.argsort(values, kind="stable")
     labels, codes = labels[order], codes[order]
     first = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
-    chunk = max(1, _CHUNK // len(labels))
+    chunk = max(1, CHUNK // len(labels))
     found = np.empty(resamples)
     for at in range(0, resamples, chunk):
         raise_if_interrupted()
-        weights = _draw(random, min(chunk, resamples - at), count)[:, codes]
-        found[at : at + chunk] = _weighted_aucs(weights, labels, first)
+        weights = draw_weights(random, min(chunk, resamples - at), count)[:, codes]
+        found[at : at + chunk] = weighted_aucs(weights, labels, first)
     return found
 
 
-def _draw(random: np.random.Generator, rows: int, count: int) -> Floats:
+def draw_weights(random: np.random.Generator, rows: int, count: int) -> Floats:
     """How often each of ``count`` groups comes up in each of ``rows`` drawings, (rows, count)."""
     drawn = random.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(float)
 
 
-def _weighted_aucs(
+def weighted_aucs(
     weights: Floats, labels: npt.NDArray[np.bool_], first: npt.NDArray[np.intp]
 ) -> Floats:
     """AUC of each row of weights (r, n); samples in rising order, ``first`` starts each tie."""

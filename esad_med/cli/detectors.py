@@ -115,13 +115,40 @@ def evaluate(
         Literal["auto", "patient", "slide", "tile"],
         typer.Option(help="What the intervals are resampled by."),
     ] = "auto",
-    group: Annotated[str | None, typer.Option(help="Column to break results down by.")] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="Column to break results down by; repeatable.")
+    ] = None,
+    bands: Annotated[
+        list[str] | None,
+        typer.Option(help="Edges that cut a column of numbers, age=18,40,60,80; repeatable."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Alarm above this score, for sensitivity and specificity.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Column of outlier kinds, such as findings.")
+    ] = None,
+    seen: Annotated[
+        list[str] | None, typer.Option(help="Kind that was labeled in training; repeatable.")
+    ] = None,
+    columns: Annotated[
+        Path | None,
+        typer.Option(help="CSV of more columns, joined by sample_id, case_id or patient_id."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what scores are worth: AUC with its interval, and what could be set aside."""
+    """Say what scores are worth: AUC with its interval, by group, by kind of outlier."""
+    from esad_med.assess.breakdown import Breakdown, read_bands
     from pipelines.scoring import evaluate_scores
 
-    result = evaluate_scores(scores, out, by=by, group=group)
+    breakdown = Breakdown(
+        groups=tuple(group or ()),
+        bands=read_bands(bands or ()),
+        threshold=threshold,
+        kind=kind,
+        seen=tuple(seen or ()),
+    )
+    result = evaluate_scores(scores, out, by=by, breakdown=breakdown, columns=columns)
     lines = [str(result)]
     if out is not None:
         lines.append(f"evaluation.json, tables and figures in {out}")

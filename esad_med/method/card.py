@@ -2,8 +2,14 @@
 
 from esad_med.method.contract import Contract
 
+_EXAMPLES = (
+    "## Training pictures inside\n\n`examples.safetensors` holds {} normal training samples, as"
+    " pictures without names, to be shown beside what is flagged. Who has this folder has these"
+    " pictures; delete the file before you hand the detector to others, it works without."
+)
 
-def model_card(contract: Contract, *, digest: str) -> str:
+
+def model_card(contract: Contract, *, digest: str, examples: int = 0) -> str:
     """The card of a detector as Markdown: what it is for, was made of, and was measured at."""
     sections = [
         "# ESAD detector",
@@ -18,6 +24,7 @@ def model_card(contract: Contract, *, digest: str) -> str:
         "## Known limits\n\nOther scanners, stains, views, organs or patients than in training are"
         " outside what was measured. Percentiles speak of normals like those held out. Samples of"
         " one patient are not independent.",
+        *([_EXAMPLES.format(examples)] if examples else []),
         f"Identity (SHA-256 of contract and weights): `{digest}`",
     ]
     return "\n\n".join(sections) + "\n"

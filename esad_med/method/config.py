@@ -221,6 +221,13 @@ class TrainConfig(Spec):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Of training; auto is bfloat16 for pictures where the hardware has it."
     )
+    keep_examples: int = Field(
+        0,
+        ge=0,
+        le=2048,
+        description="Normal training pictures kept in the detector, to be shown beside what is"
+        " flagged; 0: none, since they are pictures of patients.",
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = Field(0, ge=0, lt=2**31)
 
@@ -237,6 +244,8 @@ class TrainConfig(Spec):
     def _without_contradiction(self) -> "TrainConfig":
         if self.most_steps is not None and self.least_steps > self.most_steps:
             raise ValueError("least_steps is above most_steps")
+        if self.keep_examples and self.kind == "vector":
+            raise ValueError("keep_examples: vectors are no pictures to show; set it to 0")
         if self.data.turned_per_batch:
             if self.kind == "vector":
                 raise ValueError("data.turned_per_batch: vectors cannot be turned; set it to 0")

@@ -3,7 +3,8 @@
 DETECTOR/weights.safetensors   the weights of all members, float32
 DETECTOR/contract.json         what it may be fed, how terms become scores, how it was trained
 DETECTOR/README.md             the model card
-DETECTOR/checksums.json        SHA-256 of the three, checked at load
+DETECTOR/examples.safetensors  normal training samples to show, where they were asked for
+DETECTOR/checksums.json        SHA-256 of them, checked at load
 DETECTOR/decisions.json        of `esad-med calibrate`: operating points, with their own SHA-256
 """
 
@@ -39,6 +40,7 @@ from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
 from esad_med.method.decisions import DECISIONS, Decisions, load_decisions
 from esad_med.method.devices import choose_device
+from esad_med.method.examples import EXAMPLES, Examples, read_examples
 from esad_med.method.memory import BatchesThatFit
 from esad_med.method.scores import Scores, join_scores
 from esad_med.method.scoring_networks import Precision, ScoringNetworks, network_terms
@@ -67,6 +69,7 @@ class Detector:
         contract: what it may be fed and how its scores come about.
         weights: ``member0.encoder1...`` -> tensor.
         decisions: operating points and what they rest on; None before it is calibrated.
+        examples: normal training samples to show beside what is flagged, or None.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Detector:
         weights: Mapping[str, Tensor],
         *,
         decisions: Decisions | None = None,
+        examples: Examples | None = None,
         device: str = "auto",
     ) -> None:
         """Put a contract, its weights and decisions together.
@@ -86,6 +90,7 @@ class Detector:
         self.contract = contract
         self.weights = dict(weights)
         self.decisions = decisions
+        self.examples = examples
         self.device = choose_device(device)
         self._transform = InputTransform(
             value_range=contract.input.value_range,
@@ -256,6 +261,22 @@ class Detector:
                 second.append(output.z_hat.flatten(1))
         return torch.cat(first).cpu().numpy(), torch.cat(second).cpu().numpy()
 
+    def embed(self, samples: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """A short vector per sample that tells likeness, (n, c).
+
+        The first member's z, mean over positions: what is there, not where.
+
+        Raises:
+            ModelError: samples outside the contract.
+        """
+        self.check_samples(samples)
+        found, network = [], self._networks.of("float32")[0]
+        with torch.inference_mode(), _exactly(self.device):
+            for chunk in _chunks(samples, self._batch_size()):
+                raise_if_interrupted()
+                found.append(network(self._input(chunk)).z.flatten(2).mean(2))
+        return np.asarray(torch.cat(found).cpu().numpy())
+
     def percentile(self, score: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Share of the held-out normals of training that score lower, (n,) in 0 ... 100."""
         return self.contract.calibration.percentile(score)
@@ -383,8 +404,16 @@ class Detector:
             temporary.write_bytes(tensors_to_bytes(self.weights))
         with atomic_file(path / CONTRACT) as temporary:
             temporary.write_bytes(self._contract_bytes())
-        write_text(path / _CARD, model_card(self.contract, digest=self.score_digest))
-        names = (WEIGHTS, CONTRACT, _CARD)
+        kept = 0 if self.examples is None else len(self.examples)
+        card = model_card(self.contract, digest=self.score_digest, examples=kept)
+        write_text(path / _CARD, card)
+        names = [WEIGHTS, CONTRACT, _CARD]
+        if self.examples is None:
+            (path / EXAMPLES).unlink(missing_ok=True)  # pictures of another training's patients
+        else:
+            with atomic_file(path / EXAMPLES) as temporary:
+                temporary.write_bytes(self.examples.to_bytes())
+            names.append(EXAMPLES)
         write_json(path / CHECKSUMS, {name: digest_file(path / name) for name in names})
         if self.decisions is None:
             (path / DECISIONS).unlink(missing_ok=True)  # an earlier detector's
@@ -398,7 +427,7 @@ class Detector:
         Raises:
             ModelError: no detector, unfinished, damaged, or of another format.
         """
-        _check_files(path)
+        sums = _check_files(path)
         values = read_json(path / CONTRACT, ModelError)
         if values.get("format") != FORMAT:
             raise ModelError(f"{path}: format {values.get('format')!r}, expected {FORMAT!r}")
@@ -409,9 +438,11 @@ class Detector:
             raise ModelError(f"{path}: not a usable detector ({error})") from error
         if not all(w.isfinite().all() for w in weights.values()):
             raise ModelError(f"{path}: weights that are no numbers; train the detector again")
+        kept = EXAMPLES in sums and (path / EXAMPLES).exists()
+        examples = read_examples(path / EXAMPLES) if kept else None
         try:
             decisions = load_decisions(path / DECISIONS)
-            detector = cls(contract, weights, decisions=decisions, device=device)
+            detector = cls(contract, weights, decisions=decisions, examples=examples, device=device)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
         detector._loaded_from = path.resolve(), device
@@ -420,8 +451,8 @@ class Detector:
     def __reduce__(self) -> tuple[Callable[..., "Detector"], tuple[object, ...]]:
         """To another process goes the name of the folder it was loaded from, to be loaded there."""
         if self._loaded_from is None:
-            parts = (self.contract, self.weights, self.decisions, str(self.device))
-            return _put_together, parts
+            parts = (self.contract, self.weights, self.decisions, self.examples)
+            return _put_together, (*parts, str(self.device))
         return _load_again, (*self._loaded_from, self.digest)
 
     def _contract_bytes(self) -> bytes:
@@ -457,9 +488,13 @@ class Detector:
 
 
 def _put_together(
-    contract: Contract, weights: dict[str, Tensor], decisions: Decisions | None, device: str
+    contract: Contract,
+    weights: dict[str, Tensor],
+    decisions: Decisions | None,
+    examples: Examples | None,
+    device: str,
 ) -> Detector:
-    return Detector(contract, weights, decisions=decisions, device=device)
+    return Detector(contract, weights, decisions=decisions, examples=examples, device=device)
 
 
 @lru_cache(maxsize=4)
@@ -493,7 +528,8 @@ def _read_weights(path: Path) -> bytes:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _check_files(path: Path) -> None:
+def _check_files(path: Path) -> dict[str, Any]:
+    """The folder's checksums, all of which are right."""
     if not path.is_dir():
         raise ModelError(f"{path}: no such folder, expected a detector ({CONTRACT} inside)")
     if (path / "store.json").exists():
@@ -506,11 +542,11 @@ def _check_files(path: Path) -> None:
             " `esad-med train --resume`, or name another folder"
         )
     sums = read_json(path / CHECKSUMS, ModelError)
-    if unknown := [name for name in sums if name not in (WEIGHTS, CONTRACT, _CARD)]:
+    if unknown := [name for name in sums if name not in (WEIGHTS, CONTRACT, _CARD, EXAMPLES)]:
         raise ModelError(f"{path}/{CHECKSUMS}: speaks of {unknown[0]!r}, so it is damaged")
     for name in dict.fromkeys((WEIGHTS, CONTRACT, *sums)):
         if not (path / name).is_file():
-            if name == _CARD:  # a detector may travel without it
+            if name in (_CARD, EXAMPLES):  # a detector may travel without them
                 continue
             raise ModelError(f"{path}/{name}: missing; copy the detector again, whole")
         if digest_file(path / name) != sums.get(name):
@@ -518,3 +554,4 @@ def _check_files(path: Path) -> None:
                 f"{path}/{name}: damaged (its SHA-256 is not the one in {CHECKSUMS});"
                 " copy the detector again, whole"
             )
+    return sums

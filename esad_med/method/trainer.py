@@ -5,7 +5,7 @@ OUT/checkpoints/    the state of each member after its last epoch, and what the 
 OUT/metrics.csv     a row per member and epoch
 OUT/tensorboard/    the same as curves
 OUT/run.json        versions, device, times
-OUT/...             the detector; see detector.py
+OUT/...             the detector, with examples where they were asked for; see detector.py
 """
 
 import math
@@ -26,6 +26,7 @@ from esad_med.method.contract import InputContract
 from esad_med.method.datasets import choose_training_set
 from esad_med.method.detector import Detector
 from esad_med.method.distributed import Ranks, open_ranks
+from esad_med.method.examples import Examples, choose_examples
 from esad_med.method.folds import held_out_by
 from esad_med.method.member import Member, MemberData, Row
 from esad_med.method.problem import (
@@ -104,9 +105,23 @@ def train(
         if ranks.is_first:
             write_metrics(out, history)
             write_run(out, config, ranks, started)
+            if config.keep_examples:
+                detector.examples = _choose_examples(problem, detector)
             detector.save(out)
         ranks.wait()
     return detector
+
+
+def _choose_examples(problem: Problem, detector: Detector) -> Examples | None:
+    return choose_examples(
+        problem.samples,
+        problem.chosen.normals,
+        problem.chosen.groups,
+        detector,
+        count=problem.config.keep_examples,
+        value_range=problem.input.value_range,
+        seed=problem.config.seed,
+    )
 
 
 def _identity(problem: Problem, ranks: Ranks) -> dict[str, str]:

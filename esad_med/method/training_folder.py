@@ -30,7 +30,12 @@ from esad_med.method.detector import CHECKSUMS, CONTRACT
 from esad_med.method.distributed import Ranks
 from esad_med.method.member import Row
 
-_RESUMABLE = {"epochs", "patience", "device"}  # may change between a run and its continuation
+_RESUMABLE = {
+    "epochs",
+    "patience",
+    "device",
+    "keep_examples",
+}  # may change between a run and its continuation
 
 
 def open_folder(

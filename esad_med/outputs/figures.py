@@ -80,6 +80,48 @@ def write_roc(
         return save_both(path, figure)
 
 
+def write_froc(path: Path, curve: Curve, *, at: Mapping[float, float], title: str) -> list[Path]:
+    """Draw a free-response curve as ``path`` + .svg and .png.
+
+    Args:
+        path: the files' name without a suffix.
+        curve: (false positives per slide, sensitivity), each (m,).
+        at: false positives per slide -> sensitivity, drawn as dots.
+        title: what is evaluated.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
+    rates = list(at)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(5.6, 4.2)
+        axes = figure.add_axes((0.11, 0.13, 0.86, 0.76))
+        axes.plot(*curve, color=_CURVES[0], linewidth=1.8)
+        axes.plot(rates, list(at.values()), "o", color=_CURVES[1], markersize=5, clip_on=False)
+        for rate, found in at.items():
+            axes.annotate(
+                f"{found:.2f}",
+                (rate, found),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        low, high = min(rates), max(rates)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(low / 2, high * 1.5)
+        axes.set_ylim(0, 1.08)
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("false positives per slide (log scale)")
+        axes.set_ylabel("sensitivity, share of lesions found")
+        dress(axes, title)
+        return save_both(path, figure)
+
+
 def write_histogram(
     path: Path,
     scores: Mapping[str, npt.ArrayLike],

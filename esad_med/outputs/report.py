@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from esad_med.base.runs import write_text
+from esad_med.outputs.explain import TileExplanation, describe_explanation, term_shares
 from esad_med.outputs.figures import histogram_svg
 from esad_med.outputs.heatmap import UNTILED, Bytes, colorize, normal_limits, rasterize_tiles
 from esad_med.outputs.pages import content_policy, data_uri, make_environment, read_template
@@ -30,10 +31,12 @@ class TilePicture:
     Attributes:
         index: its row among the report's tiles.
         picture: (h, w, 3) uint8.
+        explanation: its residual and what normal tiles it is most like, or None.
     """
 
     index: int
     picture: Bytes
+    explanation: TileExplanation | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def render_report(report: SlideReport) -> str:
     thumbnail, downsample = shrink_overview(report.thumbnail, report.downsample)
     width_px = round(_PICTURE_HEIGHT_PX * thumbnail.shape[1] / thumbnail.shape[0])
     bar, bar_share = _scale_bar(report)
-    style = read_template("slide.css") + read_template("decision.css") + _sizes(width_px, bar_share)
+    names = ("slide.css", "decision.css", "explain.css")
+    style = "".join(map(read_template, names)) + _sizes(width_px, bar_share)
     return page.render(
         report=report,
         shown_failures=_SHOWN_FAILURES,
@@ -226,7 +230,11 @@ def _marks(report: SlideReport) -> dict[str, float]:
 
 def _describe_tile(report: SlideReport, tile: TilePicture) -> dict[str, object]:
     x, y = (int(value) for value in report.xy_level0[tile.index])
+    told = tile.explanation
+    shares = term_shares(report.reconstruction, report.norm)
     return {
+        "explanation": None if told is None else describe_explanation(told, tile.picture),
+        "shares": [float(share[tile.index]) for share in shares],
         "picture": data_uri(tile.picture, "PNG"),
         "score": float(report.score[tile.index]),
         "percentile": float(report.percentile[tile.index]),

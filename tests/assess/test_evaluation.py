@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
+from esad_med.assess.breakdown import Breakdown
 from esad_med.assess.evaluation import evaluate
 from esad_med.assess.measures import auc
 from esad_med.base.errors import CaseError
@@ -82,13 +83,14 @@ def test_groups_are_told_apart():
     scanner = np.where(np.arange(120) % 2, "A", "B")
     table = make_table(scanner=scanner)
     table.loc[table["scanner"] == "A", "score"] = 1.0
-    groups = evaluate(table, group="scanner", resamples=50).groups
+    asked = Breakdown(groups=["scanner"])
+    groups = evaluate(table, breakdown=asked, resamples=50).groups
     assert groups is not None
-    rows = groups.set_index("scanner")
+    rows = groups.set_index("group")
     assert rows.loc["A", "auc"] == 0.5
     part = table[table["scanner"] == "B"]
     assert rows.loc["B", "auc"] == pytest.approx(auc(part["truth"], part["score"]))
-    assert rows["n"].sum() == 120
+    assert rows[["n_normal", "n_anomalous"]].to_numpy().sum() == 120
 
 
 def test_unknown_truth_is_left_out_and_strings_are_read():
@@ -126,4 +128,4 @@ def test_a_unit_or_group_that_is_not_known_is_refused():
     with pytest.raises(CaseError, match="the patient of 120 of 120 samples is unknown"):
         evaluate(make_table(patient_id=""), by="patient")
     with pytest.raises(CaseError, match="column 'scanner' is missing"):
-        evaluate(make_table(), group="scanner")
+        evaluate(make_table(), breakdown=Breakdown(groups=["scanner"]))

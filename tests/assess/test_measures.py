@@ -101,7 +101,7 @@ def test_chunks_of_resamples_do_not_change_the_interval(monkeypatch):
     table["case_id"] = np.arange(120) % 12
     monkeypatch.setattr("esad_med.assess.measures._FEW_GROUPS", 0)
     whole = bootstrap_auc(table["truth"], table["score"], table["case_id"], resamples=101)
-    monkeypatch.setattr("esad_med.assess.measures._CHUNK", 1000)
+    monkeypatch.setattr("esad_med.assess.measures.CHUNK", 1000)
     pieces = bootstrap_auc(table["truth"], table["score"], table["case_id"], resamples=101)
     assert pieces == whole
 

@@ -98,3 +98,77 @@ def test_bad_scores_are_refused(run_command, tmp_path, content, message):
     outcome = run_command("evaluate", tmp_path / "scores.csv")
     assert outcome.code == 4
     assert message in outcome.err
+
+
+@pytest.fixture
+def radiographs(tmp_path):
+    """Scores as of an X-ray store, and a table with the scanners of its cases."""
+    random, n = np.random.default_rng(0), 240
+    truth = np.arange(n) % 3 == 0
+    ids = [f"c{i}" for i in range(n)]
+    scores = pd.DataFrame(
+        {
+            "sample_id": ids,
+            "case_id": ids,
+            "patient_id": [f"p{i // 2}" for i in range(n)],
+            "truth": truth.astype(int),
+            "view": np.where(np.arange(n) % 2, "PA", "AP"),
+            "age": np.arange(n) % 90,
+            "findings": np.where(truth, np.array(["Mass", "Hernia|Mass"])[np.arange(n) % 2], ""),
+            "score": random.normal(size=n) + 2 * truth,
+        }
+    )
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    scanner = np.where(np.arange(n) % 5, "GE", "Siemens")
+    pd.DataFrame({"case_id": ids, "scanner": scanner}).to_csv(tmp_path / "more.csv", index=False)
+    return tmp_path
+
+
+def test_scores_are_broken_down_by_command(run_command, radiographs):
+    out = radiographs / "e"
+    outcome = run_command(
+        *("evaluate", radiographs / "scores.csv", "--out", out, "--columns"),
+        *(radiographs / "more.csv", "--group", "view", "--group", "age", "--group", "scanner"),
+        *("--bands", "age=30,60", "--threshold", "1", "--kind", "findings", "--seen", "Hernia"),
+    )
+    assert outcome.code == 0, outcome.err
+    assert "at the threshold 1, given" in outcome.out
+    groups = pd.read_csv(out / "groups.csv")
+    assert groups["group"].tolist() == [
+        "AP",
+        "PA",
+        "<30",
+        "30 to <60",
+        "60 and more",
+        "GE",
+        "Siemens",
+    ]
+    assert pd.read_csv(out / "kinds.csv")["kind"].tolist() == [
+        "all seen",
+        "all unseen",
+        "Hernia",
+        "Mass",
+    ]
+    for name in ("groups.png", "groups.svg", "kinds.png", "kinds.svg"):
+        assert (out / name).stat().st_size > 1000
+    found = json.loads((out / "evaluation.json").read_text())
+    assert len(found["groups"]) == 7
+    assert found["groups"][0]["auc_difference"] is None  # the largest itself
+
+
+def test_columns_of_other_cases_are_refused(run_command, radiographs):
+    def refused(text, message, *more):
+        (radiographs / "bad.csv").write_text(text)
+        outcome = run_command(
+            *("evaluate", radiographs / "scores.csv", "--columns", radiographs / "bad.csv", *more)
+        )
+        assert outcome.code == 4
+        assert message in outcome.err
+
+    refused("scanner\nGE\n", "expected a column sample_id, case_id or patient_id")
+    refused("case_id,scanner\nc1,GE\nc1,GE\n", "'c1' stands there twice")
+    refused("case_id,scanner\nx,GE\n", "is it of other cases?")
+    refused("case_id,scanner\nc1,GE\n", "column 'hospital' is missing", "--group", "hospital")
+    bands = run_command("evaluate", radiographs / "scores.csv", "--bands", "age=6,5")
+    assert bands.code == 4
+    assert "rising edges" in bands.err
