@@ -194,9 +194,14 @@ def case_annotation(case: Case, slide: Slide) -> Annotation | None:
     Raises:
         CaseError: malformed, of another slide, or tumor outlined in a case called normal.
     """
+    return annotation_within(case, slide.size_level0, slide.limits)
+
+
+def annotation_within(case: Case, slide_size: tuple[int, int], limits: Limits) -> Annotation | None:
+    """`case_annotation` for a slide of a (width, height) that need not be open."""
     if case.annotation is None:
         return None
-    annotation = read_annotation(case.annotation, slide_size=slide.size_level0, limits=slide.limits)
+    annotation = read_annotation(case.annotation, slide_size=slide_size, limits=limits)
     if case.truth == 0 and annotation.tumor.area > 0:
         raise CaseError(
             f"{case.annotation.name}: outlines tumor, but the manifest labels the case normal;"

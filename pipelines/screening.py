@@ -24,7 +24,9 @@ from esad_med.base.runs import (
 )
 from esad_med.base.timing import RunClock
 from esad_med.method.detector import Detector
+from esad_med.method.encoder import Encoder
 from esad_med.method.scoring_networks import Precision
+from pipelines.embedding import input_form
 from pipelines.pathology import PathologyConfig, config_of
 from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier, run_facts, write_tables
@@ -56,7 +58,11 @@ class ScreeningSummary:
 
 
 def screening_config(
-    detector: Detector, path: Path | None, overrides: Sequence[str]
+    detector: Detector,
+    path: Path | None,
+    overrides: Sequence[str],
+    *,
+    encoder: Encoder | None = None,
 ) -> PathologyConfig:
     """The detector's own preparation, with changes that do not touch its contract.
 
@@ -64,6 +70,7 @@ def screening_config(
         detector: what will score the tiles.
         path: a YAML file of changes, or None.
         overrides: ``--set`` strings.
+        encoder: what will make embeddings of the tiles, or None.
 
     Raises:
         ModelError: the changes would feed the detector tiles it was not trained on.
@@ -79,10 +86,9 @@ def screening_config(
     config = load_config(PathologyConfig, path, overrides, start=own)
     stained = config.stain.method != "none"
     detector.check_input(
+        source="slides",
+        **input_form(own.tiles.size_px, config.tiles.size_px, encoder),
         modality="histology",
-        channels=3,
-        size=(config.tiles.size_px, config.tiles.size_px),
-        value_range=(0.0, 255.0),
         mpp=config.tiles.mpp,
         stain=config.stain.method,
         stain_target=target.to_dict() if stained else None,
@@ -97,6 +103,7 @@ def screen_slides(
     config: PathologyConfig,
     *,
     precision: Precision = "float32",
+    encoder: Encoder | None = None,
     place: Place = HERE,
     say: Say,
     progress: Progress = no_progress,
@@ -113,6 +120,7 @@ def screen_slides(
         out: the run folder.
         config: of `screening_config`.
         precision: what the networks compute in.
+        encoder: makes the embeddings that the detector was trained on, or None.
         place: where slides are screened.
         say: receives a line per slide.
         progress: called while tiles are scored; with several workers, after each slide.
@@ -130,7 +138,7 @@ def screen_slides(
         write_text(out / "config.yaml", dump_yaml(config))
         facts = run_facts(detector, precision)
         write_json(out / "run.json", facts)
-        screener = SlideScreener(detector, config, out.resolve(), precision, turn)
+        screener = SlideScreener(detector, config, out.resolve(), precision, turn, encoder)
         summary = ScreeningSummary(out)
         _screen_each(cases, screener, place, summary, clock, say, progress)
         write_tables(out, summary.slides, summary.failures, cases=cases, earlier=earlier)

@@ -10,6 +10,7 @@ from esad_med.cli.options import (
     Annotations,
     ConfigFile,
     DetectorFolder,
+    EncoderFile,
     Json,
     Mpp,
     Precision,
@@ -29,6 +30,7 @@ def screen(
     out: Annotated[Path, typer.Option(help="Folder for the results, one folder per slide in it.")],
     annotations: Annotations = None,
     slide_mpp: Mpp = None,
+    encoder: EncoderFile = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Precision = "float32",
     workers: Workers = 1,
@@ -43,11 +45,13 @@ def screen(
     from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from esad_med.method.detector import Detector
+    from esad_med.method.encoder import load_encoder
     from pipelines.pathology import find_cases
     from pipelines.screening import screen_slides, screening_config
 
     model = Detector.load(detector, device=device)
-    chosen = screening_config(model, config, settings or [])
+    embeds = load_encoder(encoder, device=device)
+    chosen = screening_config(model, config, settings or [], encoder=embeds)
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations, limits=chosen.limits)
     with ProgressBar() as progress:
         summary = screen_slides(
@@ -56,6 +60,7 @@ def screen(
             out,
             chosen,
             precision=precision,
+            encoder=embeds,
             place=Place.of(workers, scheduler, resources, trust_scheduler),
             say=say,
             progress=progress,
