@@ -25,23 +25,26 @@ def embedding_facts(identity: EncoderIdentity | None) -> Mapping[str, Any]:
     }
 
 
-def input_form(trained_px: int, size_px: int, encoder: Encoder | None) -> dict[str, Any]:
-    """What `Detector.check_input` is told of tiles, or of their embeddings.
+def input_form(
+    size_px: int, encoder: Encoder | None, *, trained_px: int, channels: int
+) -> dict[str, Any]:
+    """What `Detector.check_input` is told of pictures, or of their embeddings.
 
     Args:
-        trained_px: edge of the tiles that a detector was trained on.
-        size_px: edge of those it is to be fed.
+        size_px: edge of the pictures that a detector is to be fed.
         encoder: what makes embeddings of them, or None.
+        trained_px: edge of those it was trained on.
+        channels: of a picture.
 
     Raises:
-        ModelError: embeddings of tiles of another size.
+        ModelError: embeddings of pictures of another size.
     """
     if encoder is None:
-        return {"channels": 3, "size": (size_px, size_px), "value_range": (0.0, 255.0)}
+        return {"channels": channels, "size": (size_px, size_px), "value_range": (0.0, 255.0)}
     if size_px != trained_px:
         raise ModelError(
-            f"tiles of {size_px} pixels, this detector expects embeddings of tiles of {trained_px};"
-            " cut samples of the trained size"
+            f"pictures of {size_px} pixels, this detector expects embeddings of pictures of"
+            f" {trained_px}; cut samples of the trained size"
         )
     own = {"channels": encoder.dim, "size": None, "value_range": VALUE_RANGE}
     return {**own, "encoder": encoder.identity}

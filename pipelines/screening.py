@@ -87,7 +87,7 @@ def screening_config(
     stained = config.stain.method != "none"
     detector.check_input(
         source="slides",
-        **input_form(own.tiles.size_px, config.tiles.size_px, encoder),
+        **input_form(config.tiles.size_px, encoder, trained_px=own.tiles.size_px, channels=3),
         modality="histology",
         mpp=config.tiles.mpp,
         stain=config.stain.method,

@@ -62,6 +62,7 @@ class WorklistRow:
         identifiers: name -> text, such as "Patient ID"; empty unless the user asked for them.
         above: whether the percentile is at or above the detector's alarm percentile.
         detector: the detector's short digest.
+        residual: whether the overlay has one; of embeddings there is none.
     """
 
     rank: int
@@ -79,6 +80,7 @@ class WorklistRow:
     identifiers: Mapping[str, str]
     above: bool
     detector: str
+    residual: bool = True
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be, and pictures that do not show the same."""
