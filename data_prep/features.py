@@ -250,9 +250,10 @@ def _attributes(data: Any) -> dict[str, Any]:
     for name in (*_NUMBERS, ENCODER, PREPARATION):
         if name not in data.attrs:
             continue
-        if data.attrs.get_id(name).get_storage_size() > _MOST_ATTRIBUTE:
+        large = data.attrs.get_id(name).get_storage_size() > _MOST_ATTRIBUTE
+        value = b"" if large else data.attrs[name]
+        if large or (isinstance(value, str | bytes) and len(value) > _MOST_ATTRIBUTE):
             raise CaseError(f"attribute '{name}' is longer than {_MOST_ATTRIBUTE >> 10} KiB")
-        value = data.attrs[name]
         if name in (ENCODER, PREPARATION):
             found[name] = _json(name, value)
         else:

@@ -4,7 +4,7 @@ import hashlib
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from esad_med.base.errors import ConfigError, ModelError
@@ -123,16 +123,16 @@ def _parts(model: Any) -> Iterator[tuple[str, Any]]:
 
 def _beside(path: Path, name: str, limits: Limits) -> Path:
     """A file of weights, which must lie in the model's own folder and be no link out of it."""
-    inside = PurePosixPath(name)
-    file = path.parent / name if "\0" not in name else path
-    if not name or inside.is_absolute() or len(inside.parts) != 1 or name in {".", ".."}:
+    plain = name not in {"", ".", ".."} and not set(name) & set("/\\\0")
+    if not plain:
         raise ModelError(
             f"{path}: its weights lie in {name[:200]!r}, expected a file beside it; export it again"
             " into one folder"
         )
+    file = path.parent / name
     try:
         found = file.lstat()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ModelError(f"{path}: its weights in {name!r} are missing; copy both files") from error
     if not stat.S_ISREG(found.st_mode):
         raise ModelError(f"{path}: its weights in {name!r} are no regular file; copy them here")
