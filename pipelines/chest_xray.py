@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.xray import Xray, read_xray
-from data_prep.xray_chain import VALUE_RANGE, Preparation, XraySpec, xray_chain
+from data_prep.xray_chain import Preparation, XraySpec, xray_chain
 from esad_med.base.config import build_spec
 from esad_med.base.errors import EsadError, ModelError
 from esad_med.base.limits import Limits
 from esad_med.method.detector import Detector
+from esad_med.method.encoder import Encoder
+from pipelines.embedding import input_form
 
 MODALITY = "chest radiograph"
 
@@ -93,11 +95,15 @@ def _result(future: "Future[Any]") -> Any:
         return error
 
 
-def preparation_of(detector: Detector) -> XraySpec:
+def preparation_of(detector: Detector, encoder: Encoder | None = None) -> XraySpec:
     """How a detector's images were prepared.
 
+    Args:
+        detector: that is to score them.
+        encoder: that is to make embeddings of them, or None.
+
     Raises:
-        ModelError: the detector was not trained on radiographs.
+        ModelError: the detector was not trained on radiographs, or not with this encoder.
     """
     values: Any = detector.contract.preparation.get("xray")
     if detector.input.modality != MODALITY or values is None:
@@ -107,10 +113,9 @@ def preparation_of(detector: Detector) -> XraySpec:
         )
     spec = build_spec(XraySpec, values, source="the detector's preparation")
     detector.check_input(
+        source="radiographs",
+        **input_form(spec.size_px, encoder, trained_px=spec.size_px, channels=1),
         modality=MODALITY,
-        channels=1,
-        size=(spec.size_px, spec.size_px),
-        value_range=VALUE_RANGE,
         view_positions=detector.input.view_positions,
         crop_share=spec.crop_share,
     )

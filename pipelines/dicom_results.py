@@ -23,6 +23,12 @@ from esad_med.outputs.radiograph import caption
 from pipelines.triage_results import draw_overlay
 from pipelines.triage_scoring import STUDY_RULE, StudyScore
 
+_COLORS = (
+    "Color: where the reconstruction differs more than on normal images; the norm term has no"
+    " place. Frame: the part that was scored."
+)
+_NO_COLORS = "An embedding was scored: there is no residual map. Frame: the part that was scored."
+
 
 def write_results(result: StudyScore, folder: Path, *, limits: Limits) -> list[Path]:
     """Write ``sr.dcm`` and ``sc.dcm`` of a DICOM study; nothing for other files.
@@ -48,6 +54,7 @@ def write_results(result: StudyScore, folder: Path, *, limits: Limits) -> list[P
                 reconstruction=one.reconstruction,
                 norm=one.norm,
                 detector=one.detector,
+                residual=one.residual is not None,
             )
         )
     study = StudyResult(
@@ -81,8 +88,7 @@ def _caption_lines(result: StudyScore) -> list[str]:
         f"ESAD anomaly triage: percentile {percentile} among held-out normals, score"
         f" {one.score:.4g} (reconstruction {one.reconstruction:.4g}, norm {one.norm:.4g}), view"
         f" {one.image.header.view}",
-        "Color: where the reconstruction differs more than on normal images; the norm term has no"
-        " place. Frame: the part that was scored.",
+        _COLORS if one.residual is not None else _NO_COLORS,
         "RESEARCH USE ONLY, NOT FOR DIAGNOSIS. A low percentile does not exclude disease.",
     ]
     if result.decision is not None:

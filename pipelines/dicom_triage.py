@@ -10,6 +10,7 @@ from esad_med.base.config import load_config
 from esad_med.base.errors import CaseError, disk_failure
 from esad_med.base.execution import InProcess, in_order
 from esad_med.base.identifiers import Pseudonyms
+from esad_med.method.encoder import load_encoder
 from pipelines.dicom_results import write_results
 from pipelines.dicom_worker import Triage
 from pipelines.triage_eligibility import check_views
@@ -82,6 +83,7 @@ def make_study_triage(
     config: Path | None,
     settings: Sequence[str],
     device: str,
+    encoder: Path | None = None,
     executor: Executor | None = None,
 ) -> Triage:
     """A function for the node.
@@ -92,10 +94,11 @@ def make_study_triage(
         config: YAML of `TriageConfig`, or None.
         settings: ``--set`` strings of `TriageConfig`.
         device: auto, cpu or cuda.
+        encoder: the file of the encoder that the detectors were trained with, or None.
         executor: where studies are triaged, within the limits of time and memory where it is not
             this process; by default it is.
     """
-    by_view = load_detectors(detectors, device=device)
+    by_view = load_detectors(detectors, device=device, encoder=load_encoder(encoder, device=device))
     chosen = load_config(TriageConfig, config, settings)
     check_views(chosen.eligibility, sorted(by_view))
     work = StudyTriage(by_view, out, chosen)

@@ -26,6 +26,8 @@ from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure, Progress, no_progress, write_failures
 from esad_med.base.store import open_if_store, refuse_other_folder
 from esad_med.base.store_writing import StoreWriter
+from esad_med.method.encoder import Encoder
+from pipelines.embedding import embedding_facts, sample_form
 from pipelines.pathology import PathologyConfig, preparation
 
 _LABELS = {"0": 0, "normal": 0, "1": 1, "tumor": 1, "tumour": 1, "anomalous": 1, "": None}
@@ -89,11 +91,12 @@ def import_tiles(
     config: ImportConfig,
     *,
     target: StainTarget,
+    encoder: Encoder | None = None,
     overwrite: bool = False,
     place: Place = HERE,
     progress: Progress = no_progress,
 ) -> ImportSummary:
-    """Read the pictures that a table lists into a SampleStore.
+    """Read the pictures that a table lists into a SampleStore, with an encoder as embeddings.
 
     Pictures that cannot be read, or are smaller than the crop, are set aside with the reason.
 
@@ -119,14 +122,13 @@ def import_tiles(
     stains = _fit_stains(crops, rows, config)
     keys = rows["case_id"] if config.stain_by == "group" else pd.Series("", index=rows.index)
     tiles = TileSpec(mpp=config.mpp, size_px=config.size_px, stride_px=config.size_px)
-    shape = (config.size_px, config.size_px, 3)
-    with StoreWriter(out, sample_shape=shape, dtype="uint8") as writer:
+    form = sample_form((config.size_px, config.size_px, 3), encoder)
+    with StoreWriter(out, **form) as writer:
         for batch in _batches_of_one_stain(keys):
             raise_if_interrupted()
             stain = stains[keys.iloc[batch[0]]]
-            writer.append(
-                normalize_stain(crops[batch], stain, target, config.stain), rows.iloc[batch]
-            )
+            shown = normalize_stain(crops[batch], stain, target, config.stain)
+            writer.append(encoder(shown) if encoder else shown, rows.iloc[batch])
         writer.contract.update(
             kind="tiles",
             modality="histology",
@@ -136,6 +138,7 @@ def import_tiles(
             stains={key: stain.to_dict() for key, stain in stains.items()},
             imported=config.model_dump(mode="json", exclude={"limits"}),
         )
+        writer.contract.update(embedding_facts(encoder.identity if encoder else None))
         write_failures(writer.folder / "failures.csv", summary.failures)
     summary.samples = len(rows)
     summary.normal = int((rows["truth"] == 0).sum())

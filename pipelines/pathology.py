@@ -195,13 +195,17 @@ def case_annotation(case: Case, slide: Slide) -> Annotation | None:
     Raises:
         CaseError: malformed, of another slide, or tumor outlined in a case called normal.
     """
+    return annotation_within(case, slide.size_level0, slide.limits, fingerprint=slide.fingerprint)
+
+
+def annotation_within(
+    case: Case, slide_size: tuple[int, int], limits: Limits, *, fingerprint: str = ""
+) -> Annotation | None:
+    """`case_annotation` for a slide of a (width, height) that need not be open."""
     if case.annotation is None:
         return None
     annotation = read_annotation(
-        case.annotation,
-        slide_size=slide.size_level0,
-        fingerprint=slide.fingerprint,
-        limits=slide.limits,
+        case.annotation, slide_size=slide_size, fingerprint=fingerprint, limits=limits
     )
     if case.truth == 0 and annotation.tumor.area > 0:
         raise CaseError(

@@ -24,7 +24,9 @@ from esad_med.base.runs import (
 )
 from esad_med.base.timing import RunClock
 from esad_med.method.detector import Detector
+from esad_med.method.encoder import Encoder
 from esad_med.method.scoring_networks import Precision
+from pipelines.embedding import input_form
 from pipelines.pathology import config_of
 from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier, run_facts, write_tables
@@ -59,7 +61,11 @@ class ScreeningSummary:
 
 
 def screening_config(
-    detector: Detector, path: Path | None, overrides: Sequence[str]
+    detector: Detector,
+    path: Path | None,
+    overrides: Sequence[str],
+    *,
+    encoder: Encoder | None = None,
 ) -> ScreeningConfig:
     """The detector's own preparation, with changes that do not touch its contract.
 
@@ -67,6 +73,7 @@ def screening_config(
         detector: what will score the tiles.
         path: a YAML file of changes, or None.
         overrides: ``--set`` strings.
+        encoder: what will make embeddings of the tiles, or None.
 
     Raises:
         ModelError: the changes would feed the detector tiles it was not trained on.
@@ -82,10 +89,9 @@ def screening_config(
     config = load_config(ScreeningConfig, path, overrides, start=ScreeningConfig(**dict(own)))
     stained = config.stain.method != "none"
     detector.check_input(
+        source="slides",
+        **input_form(config.tiles.size_px, encoder, trained_px=own.tiles.size_px, channels=3),
         modality="histology",
-        channels=3,
-        size=(config.tiles.size_px, config.tiles.size_px),
-        value_range=(0.0, 255.0),
         mpp=config.tiles.mpp,
         stain=config.stain.method,
         stain_target=target.to_dict() if stained else None,
@@ -100,6 +106,7 @@ def screen_slides(
     config: ScreeningConfig,
     *,
     precision: Precision = "float32",
+    encoder: Encoder | None = None,
     place: Place = HERE,
     say: Say,
     progress: Progress = no_progress,
@@ -117,6 +124,7 @@ def screen_slides(
         out: the run folder.
         config: of `screening_config`.
         precision: what the networks compute in.
+        encoder: makes the embeddings that the detector was trained on, or None.
         place: where slides are screened.
         say: receives a line per slide.
         progress: called while tiles are scored; with several workers, after each slide.
@@ -136,7 +144,7 @@ def screen_slides(
         write_text(out / "config.yaml", dump_yaml(config))
         facts = run_facts(detector, precision)
         write_json(out / "run.json", facts)
-        screener = SlideScreener(detector, config, out.resolve(), precision, turn)
+        screener = SlideScreener(detector, config, out.resolve(), precision, turn, encoder)
         summary = ScreeningSummary(out)
         _screen_each(cases, screener, place, summary, clock, say, progress)
         write_tables(out, summary.slides, summary.failures, cases=cases, earlier=earlier)

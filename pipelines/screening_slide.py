@@ -19,6 +19,7 @@ from esad_med.base.overlap import read_ahead
 from esad_med.base.runs import Failure, digest_bytes, digest_file, read_json
 from esad_med.base.timing import Stages
 from esad_med.method.detector import Detector
+from esad_med.method.encoder import Encoder
 from esad_med.method.scores import slide_score
 from esad_med.method.scoring_networks import Precision
 from pipelines.case_facts import CaseColors, stain_facts
@@ -47,6 +48,7 @@ def screen_slide(
     config: PathologyConfig,
     *,
     precision: Precision = "float32",
+    encoder: Encoder | None = None,
     stages: Stages | None = None,
 ) -> SlideScores:
     """Score the tiles of one slide, streaming: a few batches of tiles are in memory at a time.
@@ -65,13 +67,13 @@ def screen_slide(
     lost = LostTiles(case.case_id, grid)
     colors = CaseColors()
 
-    def tiles(batches: Iterator[TileBatch]) -> Iterator[npt.NDArray[np.uint8]]:
+    def tiles(batches: Iterator[TileBatch]) -> Iterator[npt.NDArray[Any]]:
         for batch in batches:
             indices.append(batch.indices)
             if detector.decisions:
                 colors.add(batch.tiles)
             with stages.measure("score"):
-                yield batch.tiles
+                yield batch.tiles if encoder is None else encoder(batch.tiles)
             report(f"screening {case.case_id}", int(batch.indices[-1]) + 1, len(grid))
 
     normalized = normalized_tiles(prepared, config.stain, target, lost)
@@ -124,6 +126,7 @@ class SlideScreener:
         out: the run folder; a slide's results go into its folder there.
         precision: what the networks compute in.
         turn: of the run at its folder.
+        encoder: makes the embeddings that the detector was trained on, or None.
     """
 
     detector: Detector
@@ -131,6 +134,7 @@ class SlideScreener:
     out: Path
     precision: Precision
     turn: Turn
+    encoder: Encoder | None = None
 
     def screen(self, item: tuple[Case, str]) -> ScreenedSlide | Failure:
         """Screen a case unless it was completed with the same key; a bad one is a failure.
@@ -159,7 +163,13 @@ class SlideScreener:
             except CaseError:
                 pass  # missing or damaged since: screen it again
         result = screen_slide(
-            case, slide, self.detector, self.config, precision=self.precision, stages=stages
+            case,
+            slide,
+            self.detector,
+            self.config,
+            precision=self.precision,
+            encoder=self.encoder,
+            stages=stages,
         )
         self.turn.check()
         with stages.measure("write"):
@@ -178,5 +188,7 @@ class SlideScreener:
         digest, mpp = self.detector.digest, slide.mpp
         facts = (digest, slide.fingerprint, mpp, case.truth, case.patient_id, annotation)
         rounded = [] if self.precision == "float32" else [self.precision.encode()]
+        if self.encoder:  # a detector may know its encoder's name only
+            rounded.append(str(self.encoder.identity.digest).encode())
         settings = self.config.model_dump_json(exclude={"limits"})
         return digest_bytes(repr(facts).encode(), settings.encode(), *rounded)

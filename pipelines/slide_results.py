@@ -257,6 +257,7 @@ def _provenance(result: SlideScores, slide: Slide, detector: Detector) -> dict[s
         "Tiles": f"{grid.tile_px} px at {grid.mpp:.4f} µm/px, level {grid.level} {taken}",
         "Stain normalization": detector.input.stain or "none",
         "Detector": detector.digest,
+        **({"Encoder": str(detector.input.encoder)} if detector.input.encoder else {}),
         "Scored in": result.precision,
         **{f"Version of {name}": version for name, version in versions().items()},
     }

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from data_prep.tissue import find_tissue
 from esad_med.base.cases import Case
 from esad_med.base.errors import CaseError, ConfigError, EsadError, StoreError
 from esad_med.base.execution import HERE, Place, in_order, open_executor
+from esad_med.base.limits import Limits
 from esad_med.base.locks import sweep_folder
 from esad_med.base.runs import (
     Failure,
@@ -30,6 +31,8 @@ from esad_med.base.runs import (
 from esad_med.base.store import SampleStore, open_if_store, read_failures, refuse_other_folder
 from esad_med.base.store_writing import StoreWriter
 from esad_med.base.timing import RunClock
+from esad_med.method.encoder import Encoder
+from pipelines.embedding import embedding_facts, sample_form
 from pipelines.pathology import (
     PathologyConfig,
     case_annotation,
@@ -39,6 +42,7 @@ from pipelines.pathology import (
 )
 from pipelines.tiling_slide import (
     PARTS,
+    CaseTiler,
     SlideSummary,
     SlideTiler,
     TiledSlide,
@@ -110,6 +114,8 @@ def tile_slides(
     png: bool = False,
     coordinates: bool = False,
     overwrite: bool = False,
+    encoder: Encoder | None = None,
+    features: bool = False,
     place: Place = HERE,
     say: Say,
     progress: Progress = no_progress,
@@ -127,6 +133,8 @@ def tile_slides(
         png: also write every tile as ``tiles/CASE/X_Y.png``.
         coordinates: also write ``coordinates/CASE.h5`` as CLAM and TRIDENT do.
         overwrite: replace a store that was made with other slides or settings.
+        encoder: store embeddings of the tiles instead of their pixels.
+        features: with an encoder, also write them as ``features/CASE.h5``, as TRIDENT does.
         place: where slides are tiled; the store has the same bytes everywhere.
         say: receives one line per slide.
         progress: called while tiles are read; with several workers, after each slide.
@@ -136,11 +144,87 @@ def tile_slides(
             place cannot be used.
         StoreError: ``out`` holds a damaged store.
     """
-    request = _request_digest(cases, config, target, extras=(png, coordinates))
+    extras: tuple[object, ...] = (png, coordinates)
+    if encoder is not None:
+        extras += (encoder.identity.digest, features)
+    size = config.tiles.size_px
+    plan = StorePlan(
+        command="tile",
+        request=request_digest(
+            cases,
+            [preparation(config, target), config.labels.model_dump(mode="json"), extras],
+        ),
+        limits=config.limits,
+        **sample_form((size, size, 3), encoder),
+        contract={
+            "kind": "tiles",
+            "modality": "histology",
+            "value_range": [0, 255],
+            "mpp": config.tiles.mpp,
+            "preparation": preparation(config, target),
+            "labels": config.labels.model_dump(mode="json"),
+            **embedding_facts(encoder.identity if encoder else None),
+        },
+    )
+
+    def tiler(folder: Path) -> SlideTiler:
+        return SlideTiler(config, target, folder, png, coordinates, encoder, features)
+
+    return fill_store(
+        cases, out, plan, tiler, overwrite=overwrite, place=place, say=say, progress=progress
+    )
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """A store that is to be made of slides.
+
+    Attributes:
+        command: that makes it.
+        request: digest of what was asked for.
+        limits: not of the store, but of what is gone on with: others set other slides aside.
+        sample_shape: of a sample.
+        dtype: of the samples.
+        contract: for ``store.json``; slides, stains and the request come to it.
+        failures: of slides that cannot be tried at all.
+    """
+
+    command: str
+    request: str
+    limits: Limits
+    sample_shape: tuple[int, ...]
+    dtype: str
+    contract: Mapping[str, Any]
+    failures: tuple[Failure, ...] = ()
+
+
+def fill_store(
+    cases: Sequence[Case],
+    out: Path,
+    plan: StorePlan,
+    tiler_for: Callable[[Path], CaseTiler],
+    *,
+    overwrite: bool,
+    place: Place,
+    say: Say,
+    progress: Progress,
+) -> TilingSummary:
+    """Make a store of slides, or find it complete; see `tile_slides`.
+
+    Args:
+        cases: the slides; their order is the order of the rows.
+        out: the store's folder.
+        plan: what is made.
+        tiler_for: gives what puts a slide into the store that is made in a folder.
+        overwrite: replace a store that was made by another request.
+        place: where slides are worked on.
+        say: receives one line per slide.
+        progress: called meanwhile.
+    """
     refuse_other_folder(out)
     existing = None if overwrite else open_if_store(out)
     if existing is not None:
-        if existing.contract.get("request") != request:
+        if existing.contract.get("request") != plan.request:
             raise ConfigError(
                 f"{out}: holds a store of other slides or settings; choose another --out, or pass"
                 " --overwrite"
@@ -148,40 +232,37 @@ def tile_slides(
         return _reuse(out, existing)
 
     summary, clock = TilingSummary(out), RunClock()
+    for failure in plan.failures:
+        _set_aside(summary, failure, say)
     stains: dict[str, Any] = {}
-    size = config.tiles.size_px
-    shape = (size, size, 3)
-    # not of the store, but of what is gone on with: other limits set other slides aside
-    asked = request + config.limits.model_dump_json()
+    asked = plan.request + plan.limits.model_dump_json()
     try:
-        with StoreWriter(out, sample_shape=shape, dtype="uint8", request=asked) as writer:
-            tiler = SlideTiler(config, target, writer.folder, png=png, coordinates=coordinates)
+        with StoreWriter(
+            out, sample_shape=plan.sample_shape, dtype=plan.dtype, request=asked
+        ) as writer:
+            tiler = tiler_for(writer.folder)
             for case, tiled in _tile_each(cases, tiler, writer, place, progress):
                 if isinstance(tiled, Failure):
                     _set_aside(summary, tiled, say)
                     continue
                 summary.slides.append(tiled.summary)
                 summary.failures += tiled.lost
-                stains[case.case_id] = tiled.stain
+                if tiled.stain:
+                    stains[case.case_id] = tiled.stain
                 _count(clock, tiled)
                 say(str(tiled.summary))
             if not summary.slides:
                 writer.abandon()
                 raise _NothingLeftError
             writer.contract.update(
-                kind="tiles",
-                modality="histology",
-                value_range=[0, 255],
-                mpp=config.tiles.mpp,
-                preparation=preparation(config, target),
-                labels=config.labels.model_dump(mode="json"),
+                plan.contract,
                 slides=[asdict(slide) for slide in summary.slides],
                 stains=stains,
-                request=request,
+                request=plan.request,
             )
             write_failures(writer.folder / "failures.csv", summary.failures)
             clock.counts["slides set aside"] = len(cases) - len(summary.slides)
-            facts = {"command": "tile", "request": request, "versions": versions()}
+            facts = {"command": plan.command, "request": plan.request, "versions": versions()}
             write_json(writer.folder / "run.json", {**facts, **clock.to_dict()})
     except _NothingLeftError:
         if not (out / "store.json").exists():  # an older store keeps its own
@@ -198,7 +279,7 @@ def _count(clock: RunClock, tiled: TiledSlide) -> None:
 
 def _tile_each(
     cases: Sequence[Case],
-    tiler: SlideTiler,
+    tiler: CaseTiler,
     writer: StoreWriter,
     place: Place,
     progress: Progress,
@@ -217,9 +298,7 @@ def _tile_each(
 
     work = here if place == HERE else tiler.tile_part
     with open_executor(place, progress=progress, shared=tiler.folder) as executor:
-        tiled = in_order(
-            executor, work, cases[done:], ahead=place.ahead, limits=tiler.config.limits
-        )
+        tiled = in_order(executor, work, cases[done:], ahead=place.ahead, limits=tiler.limits)
         mark = writer.count
         for count, (case, outcome) in enumerate(tiled, done + 1):
             if isinstance(outcome, CaseError):
@@ -259,9 +338,7 @@ def _set_aside(summary: TilingSummary, failure: Failure, say: Say) -> None:
     say(f"{failure.case_id}: set aside, {failure.message}")
 
 
-def _request_digest(
-    cases: Sequence[Case], config: PathologyConfig, target: StainTarget, *, extras: Sequence[bool]
-) -> str:
+def request_digest(cases: Sequence[Case], settings: Sequence[object]) -> str:
     """What was asked for: equal requests over unchanged files give the same store."""
     slides = [
         (
@@ -276,7 +353,6 @@ def _request_digest(
         )
         for case in cases
     ]
-    settings = [preparation(config, target), config.labels.model_dump(mode="json"), extras]
     return digest_bytes(json.dumps([slides, settings], sort_keys=True).encode())
 
 

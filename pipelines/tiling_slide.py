@@ -3,6 +3,7 @@
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from data_prep.features import ENCODER, PREPARATION
 from data_prep.slides import Slide
 from data_prep.stain import StainTarget
 from data_prep.tiles import TileBatch, TileGrid
@@ -19,10 +21,13 @@ from data_prep.tissue import TissueMask
 from esad_med.base.cases import Case
 from esad_med.base.errors import ConfigError, EsadError
 from esad_med.base.execution import report
+from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure, ensure_folder
 from esad_med.base.store_writing import SamplePart
 from esad_med.base.timing import Stages
-from esad_med.outputs.exchange import write_coordinates_h5
+from esad_med.method.encoder import Encoder
+from esad_med.outputs.exchange import coordinate_attributes, write_coordinates_h5
+from esad_med.outputs.feature_files import FeatureWriter
 from esad_med.outputs.quality import write_tiling_picture
 from pipelines.pathology import (
     LostTiles,
@@ -31,6 +36,7 @@ from pipelines.pathology import (
     case_annotation,
     normalized_tiles,
     open_case,
+    preparation,
     prepare_slide,
     tumor_fractions,
 )
@@ -45,22 +51,22 @@ class SlideSummary:
 
     case_id: str
     fingerprint: str
-    mpp_level0: float
+    mpp_level0: float | None
     mpp: float
-    level: int
+    level: int | None
     tiles: int
     tumor_tiles: int | None
     unreadable: int
-    tissue_share: float
+    tissue_share: float | None
 
     def __str__(self) -> str:
         known = self.tumor_tiles is not None
         tumor = f"{self.tumor_tiles} of them tumor" if known else "not known which are tumor"
         lost = f", {self.unreadable} unreadable" if self.unreadable else ""
-        return (
-            f"{self.case_id}: {self.tiles} tiles at {self.mpp:.3f} µm/px, {tumor}{lost};"
-            f" {self.tissue_share:.0%} of the slide is tissue"
-        )
+        text = f"{self.case_id}: {self.tiles} tiles at {self.mpp:.3f} µm/px, {tumor}{lost}"
+        if self.tissue_share is None:
+            return text
+        return f"{text}; {self.tissue_share:.0%} of the slide is tissue"
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,30 @@ class Sink(Protocol):
         """Add samples and their rows, in order."""
 
 
+class CaseTiler(Protocol):
+    """How the samples of a case get into a store, in this process or by way of a part."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the store is made."""
+
+    @property
+    def limits(self) -> Limits:
+        """Of what is opened, and of time and memory."""
+
+    def tile(self, case: Case, sink: Sink) -> TiledSlide | Failure:
+        """Put a case's samples into a sink."""
+
+    def tile_part(self, case: Case) -> TiledSlide | Failure:
+        """Put them into the file of `part_path`."""
+
+    def part_path(self, case: Case) -> Path:
+        """Where a worker leaves them."""
+
+    def remove(self, case: Case) -> None:
+        """Take back a case's files."""
+
+
 @dataclass(frozen=True)
 class SlideTiler:
     """How slides are tiled; picklable, so that workers can.
@@ -112,9 +142,12 @@ class SlideTiler:
     Attributes:
         config: tissue, grid, stain and label settings.
         target: the stain that all slides are normalized to.
-        folder: where the store is made; gets ``quality/``, ``tiles/`` and ``coordinates/``.
+        folder: where the store is made; gets ``quality/``, ``tiles/``, ``coordinates/``
+            and ``features/``.
         png: also write every tile as a picture.
         coordinates: also write the coordinates as HDF5.
+        encoder: makes embeddings of the tiles, which are stored instead.
+        features: also write those as HDF5.
         run: of whose parts; a cluster's worker may be at work yet for one that was killed.
     """
 
@@ -123,7 +156,14 @@ class SlideTiler:
     folder: Path
     png: bool
     coordinates: bool
+    encoder: Encoder | None = None
+    features: bool = False
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def limits(self) -> Limits:
+        """Of what is opened, and of time and memory."""
+        return self.config.limits
 
     def tile(self, case: Case, sink: Sink) -> TiledSlide | Failure:
         """Tile one slide into a sink; a slide that is bad is a failure, and its sink's affair.
@@ -157,19 +197,23 @@ class SlideTiler:
         grid = prepared.grid
         fractions = tumor_fractions(case, annotation, grid)
         share, truth = label_tiles(case, fractions, len(grid), self.config)
-        rows = _rows(case, grid, share, truth)
+        rows = tile_rows(case, grid, share, truth)
         lost = LostTiles(case.case_id, grid)
         read: list[npt.NDArray[np.int64]] = []
         done = 0
         batches = normalized_tiles(prepared, self.config.stain, self.target, lost)
-        for batch in stages.timed("read", batches):
-            with stages.measure("write"):
-                sink.append(batch.tiles, _rows_at(rows, batch.indices))
-                if self.png:
-                    _write_pngs(self.folder / "tiles" / case.case_id, grid, batch)
-            read.append(batch.indices)
-            done += len(batch.indices)
-            report(f"tiling {case.case_id}", done + len(lost.failures), len(grid))
+        with self._feature_writer(case, prepared) as features:
+            for batch in stages.timed("read", batches):
+                samples = self._samples(batch, stages)
+                with stages.measure("write"):
+                    sink.append(samples, _rows_at(rows, batch.indices))
+                    if features:
+                        features.append(samples, grid.xy_level0[batch.indices])
+                    if self.png:
+                        _write_pngs(self.folder / "tiles" / case.case_id, grid, batch)
+                read.append(batch.indices)
+                done += len(batch.indices)
+                report(f"tiling {case.case_id}", done + len(lost.failures), len(grid))
         kept = truth.iloc[np.concatenate(read)]
         tissue, unreadable = prepared.tissue, len(lost.failures)
         found = summarize(case, slide, tissue, grid, kept, unreadable=unreadable)
@@ -177,11 +221,18 @@ class SlideTiler:
             self._write_pictures(case, prepared, None if truth.isna().any() else truth, str(found))
         return TiledSlide(found, prepared.stain.to_dict(), lost.failures, stages.seconds)
 
+    def _samples(self, batch: TileBatch, stages: Stages) -> npt.NDArray[Any]:
+        if self.encoder is None:
+            return batch.tiles
+        with stages.measure("encode"):
+            return self.encoder(batch.tiles)
+
     def remove(self, case: Case) -> None:
         """Take back the files of a slide that was set aside."""
         shutil.rmtree(self.folder / "tiles" / case.case_id, ignore_errors=True)
         (self.folder / "quality" / f"{case.case_id}.png").unlink(missing_ok=True)
-        (self.folder / "coordinates" / f"{case.case_id}.h5").unlink(missing_ok=True)
+        for name in ("coordinates", "features"):
+            (self.folder / name / f"{case.case_id}.h5").unlink(missing_ok=True)
         self.part_path(case).unlink(missing_ok=True)
 
     def _write_pictures(
@@ -203,15 +254,38 @@ class SlideTiler:
             write_coordinates_h5(
                 ensure_folder(self.folder / "coordinates") / f"{case.case_id}.h5",
                 grid.xy_level0,
-                patch_size=grid.read_px,
-                patch_level=grid.level,
-                patch_size_level0=grid.edge_level0,
-                slide_size=grid.slide_size,
-                level_size=prepared.slide.level_sizes[grid.level],
-                slide_mpp=prepared.slide.mpp,
-                name=case.case_id,
-                tile_px=grid.tile_px,
+                **_frame(case, prepared),
             )
+
+    def _feature_writer(
+        self, case: Case, prepared: PreparedSlide
+    ) -> AbstractContextManager[FeatureWriter | None]:
+        if not (self.features and self.encoder):
+            return nullcontext()
+        return FeatureWriter(
+            ensure_folder(self.folder / "features") / f"{case.case_id}.h5",
+            dim=self.encoder.dim,
+            attributes=coordinate_attributes(**_frame(case, prepared)),
+            facts={
+                ENCODER: self.encoder.identity.model_dump(mode="json"),
+                PREPARATION: preparation(self.config, self.target),
+            },
+        )
+
+
+def _frame(case: Case, prepared: PreparedSlide) -> dict[str, Any]:
+    """Where a slide's tiles lie, for `coordinate_attributes`."""
+    grid = prepared.grid
+    return {
+        "patch_size": grid.read_px,
+        "patch_level": grid.level,
+        "patch_size_level0": grid.edge_level0,
+        "slide_size": grid.slide_size,
+        "level_size": prepared.slide.level_sizes[grid.level],
+        "slide_mpp": prepared.slide.mpp,
+        "name": case.case_id,
+        "tile_px": grid.tile_px,
+    }
 
 
 def label_tiles(
@@ -236,7 +310,8 @@ def label_tiles(
     return pd.Series([0.0 if known else pd.NA] * count, dtype="Float32"), truth
 
 
-def _rows(case: Case, grid: TileGrid, share: pd.Series, truth: pd.Series) -> pd.DataFrame:
+def tile_rows(case: Case, grid: TileGrid, share: pd.Series, truth: pd.Series) -> pd.DataFrame:
+    """The rows of a slide's tiles in a store."""
     x, y = grid.xy_level0.T
     labeled = (truth == 1).fillna(False) & (case.split != "test")
     return pd.DataFrame(

@@ -34,6 +34,10 @@ from pipelines.triage_scoring import (
 
 INTENDED_USE = "research use only, not for diagnosis"
 _THUMBNAIL_PX = 512
+_RESIDUAL_SCALE = (
+    "no color up to the median of the residuals of held-out normals, full color from their 99th"
+    " percentile on"
+)
 _PICTURES = ("thumbnail", "overlay")
 _DECIDED = ("decision", "p_value")
 _COLUMNS = (
@@ -55,20 +59,21 @@ IDENTIFIERS = ("Patient ID", "Study date", "Accession number", "Study Instance U
 
 
 def write_study(folder: Path, result: StudyScore) -> None:
-    """Write ``study.json`` and, per image, thumbnail, overlay and residual map."""
+    """Write ``study.json`` and, per image, thumbnail, overlay and residual map, if it has one."""
     with atomic_folder(folder) as temporary:
         for one in result.images:
             name = one.image.image_id
             small = _thumbnail(one)
             write_png(temporary / f"{name}_thumbnail.png", small)
             write_png(temporary / f"{name}_overlay.png", draw_overlay(one, small))
-            write_residual(
-                temporary / f"{name}_residual.nii.gz",
-                one.residual,
-                shape=one.shape,
-                crop_share=one.crop_share,
-                spacing_mm=one.image.header.spacing_mm,
-            )
+            if one.residual is not None:
+                write_residual(
+                    temporary / f"{name}_residual.nii.gz",
+                    one.residual,
+                    shape=one.shape,
+                    crop_share=one.crop_share,
+                    spacing_mm=one.image.header.spacing_mm,
+                )
         write_json(temporary / "study.json", describe(result))
 
 
@@ -76,8 +81,9 @@ def read_study(folder: Path) -> dict[str, Any] | None:
     """What `write_study` wrote, or None where a part of it is missing or damaged."""
     try:
         found = read_json(folder / "study.json", CaseError)
-        for name in (image["image_id"] for image in found["images"]):
-            if not (folder / f"{name}_residual.nii.gz").exists():
+        for image in found["images"]:
+            name = image["image_id"]
+            if image["residual"] and not (folder / f"{name}_residual.nii.gz").exists():
                 return None
             for kind in _PICTURES:
                 with Pillow.open(folder / f"{name}_{kind}.png") as picture:
@@ -95,8 +101,12 @@ def _thumbnail(one: ImageScore) -> npt.NDArray[np.uint8]:
 
 
 def draw_overlay(one: ImageScore, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """An image's residual over a gray picture of it, on the scale of its detector."""
-    return overlay(picture, one.residual, crop_share=one.crop_share, limits=one.residual_limits)
+    """An image's residual over a gray picture of it, on the scale of its detector.
+
+    Without a residual no color, but the frame around what was scored.
+    """
+    residual = np.zeros((1, 1), np.float32) if one.residual is None else one.residual
+    return overlay(picture, residual, crop_share=one.crop_share, limits=one.residual_limits)
 
 
 def describe(result: StudyScore) -> dict[str, Any]:
@@ -123,6 +133,7 @@ def describe(result: StudyScore) -> dict[str, Any]:
                 "columns": one.shape[1],
                 "age": None if one.image.header.age is None else round(one.image.header.age, 1),
                 "sex": one.image.header.sex,
+                "residual": one.residual is not None,
                 "notes": list(one.image.notes),
                 **_decided(one),
             }
@@ -230,10 +241,7 @@ def write_tables(
         created=created.strftime("%Y-%m-%d %H:%M"),
         identified=bool(identifiers),
         detectors=tuple(facts),
-        residual_scale=(
-            "no color up to the median of the residuals of held-out normals, full color from their"
-            " 99th percentile on"
-        ),
+        residual_scale=_RESIDUAL_SCALE,
         rules=tuple(_rules(detectors)),
         drift=tuple(drift),
     )
@@ -276,6 +284,7 @@ def _detector_facts(one: ViewDetector) -> dict[str, str]:
         "Labeled outliers": str(contract.training.outliers),
         "Held-out normals": f"{calibration.normals} (by {calibration.held_out_by})",
         "Held-out AUC": "not measured" if auc is None else f"{100 * auc:.1f} %",
+        **({"Encoder": str(one.encoder.identity)} if one.encoder else {}),
     }
 
 
@@ -320,6 +329,11 @@ def _page_row(
         p_value=row.get("p_value"),
         above=row["above"],
         detector=str(study["detector"])[:12],
+        residual=any(
+            image["residual"]
+            for image in study["images"]
+            if image["image_id"] == row["driving_image"]
+        ),
     )
 
 

@@ -14,6 +14,8 @@ from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure
 from esad_med.method.detector import Detector
+from esad_med.method.encoder import Encoder
+from esad_med.method.scores import Scores
 from esad_med.outputs.radiograph import shrink
 from pipelines.case_facts import CaseColors, score_facts
 from pipelines.chest_xray import (
@@ -31,6 +33,7 @@ STUDY_RULE = (
     " score above the median of the detector's held-out normals, as a share of the way from there"
     " to their 99th percentile"
 )
+NO_RESIDUAL = "scored by an embedding of it: there is no residual map"
 PICTURE_PX = 1024
 _BLOCK = 32
 _FEW_NORMALS = 100
@@ -38,11 +41,19 @@ _FEW_NORMALS = 100
 
 @dataclass(frozen=True)
 class ViewDetector:
-    """A detector of radiographs and the preparation it was trained with."""
+    """A detector of radiographs and the preparation it was trained with.
+
+    Attributes:
+        detector: what scores them.
+        digest: its identity.
+        spec: from upright pixels to a sample.
+        encoder: what makes an embedding of the sample, None where its pixels are scored.
+    """
 
     detector: Detector
     digest: str
     spec: XraySpec
+    encoder: Encoder | None = None
 
     @property
     def chain(self) -> Preparation:
@@ -58,37 +69,52 @@ class ViewDetector:
     def notes(self) -> tuple[str, ...]:
         """What is to be known of every percentile that it gives."""
         count = self.detector.contract.calibration.normals
-        return (f"percentile among {count} normals only",) if count < _FEW_NORMALS else ()
+        few = (f"percentile among {count} normals only",) if count < _FEW_NORMALS else ()
+        return few if self.encoder is None else (*few, NO_RESIDUAL)
 
     def excess(self, score: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Scores on a scale where held-out normals have median 0 and 99th percentile 1."""
         middle, high = (self.detector.threshold_at(p) for p in (50.0, 99.0))
         return np.asarray((score.astype(np.float64) - middle) / max(high - middle, 1e-12))
 
+    def examine(
+        self, samples: npt.NDArray[np.uint8]
+    ) -> tuple[Scores, Sequence[npt.NDArray[np.float32] | None]]:
+        """Scores, and residual maps where the samples' pixels are scored."""
+        if self.encoder is None:
+            scores, maps = self.detector.examine(samples)
+            return scores, list(maps)
+        return self.detector.score(self.encoder(samples)), [None] * len(samples)
+
     @property
     def residual_limits(self) -> tuple[float, float]:
         """From no color to full color: quantiles of held-out normals."""
-        known = self.detector.contract.calibration.residual_limits
-        assert known is not None, "detectors of pictures have them"
-        low, high = known
+        low, high = self.detector.contract.calibration.residual_limits or (0.0, 1.0)
         return low, max(high, low + 1e-12)
 
 
-def load_detectors(paths: Sequence[Path], *, device: str = "auto") -> dict[str, ViewDetector]:
+def load_detectors(
+    paths: Sequence[Path], *, device: str = "auto", encoder: Encoder | None = None
+) -> dict[str, ViewDetector]:
     """Load detectors and say which one scores which view.
 
+    Args:
+        paths: their folders.
+        device: auto, cpu or cuda.
+        encoder: the one that all of them were trained with, or None.
+
     Raises:
-        ModelError: damaged, or not trained on radiographs.
+        ModelError: damaged, or not trained on radiographs, or not with this encoder.
         ConfigError: two detectors for one view.
     """
     by_view: dict[str, ViewDetector] = {}
     for path in paths:
         detector = Detector.load(path, device=device)
         try:
-            spec = preparation_of(detector)
+            spec = preparation_of(detector, encoder)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
-        one = ViewDetector(detector, detector.digest, spec)
+        one = ViewDetector(detector, detector.digest, spec, encoder)
         for view in one.views:
             if view in by_view:
                 raise ConfigError(
@@ -118,7 +144,7 @@ class ImageScore:
         crop_share: central part of each side that was seen.
         picture: (h, w) uint8, the whole radiograph, no side above `PICTURE_PX`.
         shape: (rows, columns) of the radiograph.
-        residual: (s, s) float32 squared residual over the central part.
+        residual: (s, s) float32 squared residual over the central part, None of an embedding.
         residual_limits: from no color to full color.
         p_value: among the calibration's normals; None by a detector that is not calibrated.
         facts: of the image, to be compared with the calibration's; empty likewise.
@@ -134,7 +160,7 @@ class ImageScore:
     crop_share: float
     picture: npt.NDArray[np.uint8]
     shape: tuple[int, int]
-    residual: npt.NDArray[np.float32]
+    residual: npt.NDArray[np.float32] | None
     residual_limits: tuple[float, float]
     p_value: float | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
@@ -263,7 +289,7 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
     """Images of one detector as one batch."""
     own: ViewDetector = group[0][0]
     samples = np.stack([prepared.sample for _, _, prepared, _ in group])
-    scores, residuals = own.detector.examine(samples)
+    scores, residuals = own.examine(samples)
     percentiles = own.detector.percentile(scores.score)
     excess = own.excess(scores.score)
     notes, decisions = own.notes, own.detector.decisions

@@ -37,7 +37,9 @@ from esad_med.base.runs import (
 )
 from esad_med.base.store import open_if_store, read_failures, refuse_other_folder
 from esad_med.base.store_writing import StoreWriter
+from esad_med.method.encoder import Encoder
 from pipelines.chest_xray import MODALITY, chain_of, on_threads, prepare_xray
+from pipelines.embedding import embedding_facts, sample_form
 
 _BATCH = 256
 
@@ -210,11 +212,12 @@ def make_xray_store(
     config: XrayStoreConfig,
     *,
     lists: Sequence[str] = (),
+    encoder: Encoder | None = None,
     overwrite: bool = False,
     place: Place = HERE,
     progress: Progress = no_progress,
 ) -> XraySummary:
-    """Read the chosen images into a SampleStore.
+    """Read the chosen images into a SampleStore, with an encoder as embeddings.
 
     Images that are missing or cannot be read, and files that no row names, are recorded in
     ``failures.csv``; the rest goes on. A run that was killed is gone on with by the same request.
@@ -229,7 +232,7 @@ def make_xray_store(
     refuse_other_folder(out)
     files = find_images(folders, [suffix for suffix in SUFFIXES if suffix])
     paths = _match(rows, files, everything["image"], summary)
-    request = _request(paths, table, lists, config)
+    request = _request(paths, table, lists, config, encoder)
     if not overwrite and (store := open_if_store(out)) is not None:
         if store.contract.get("request") != request:
             raise ConfigError(
@@ -241,13 +244,14 @@ def make_xray_store(
         summary.failures = read_failures(out)
         return summary
     size = config.xray.size_px
-    shape = (size, size, 1)
+    form = sample_form((size, size, 1), encoder)
     # not of the store, but of what is gone on with: other limits set other images aside
     asked = request + config.limits.model_dump_json()
-    with StoreWriter(out, sample_shape=shape, dtype="uint8", request=asked) as writer:
-        kept = _write_samples(writer, rows, paths, config, place, summary, progress)
+    with StoreWriter(out, **form, request=asked) as writer:
+        kept = _write_samples(writer, rows, paths, config, encoder, place, summary, progress)
         _recount(rows.iloc[kept], summary)
         writer.contract.update(_contract(config, rows.iloc[kept], lists, summary), request=request)
+        writer.contract.update(embedding_facts(encoder.identity if encoder else None))
         write_failures(writer.folder / "failures.csv", summary.failures)
     return summary
 
@@ -285,6 +289,7 @@ def _write_samples(
     rows: pd.DataFrame,
     paths: Mapping[int, Path],
     config: XrayStoreConfig,
+    encoder: Encoder | None,
     place: Place,
     summary: XraySummary,
     progress: Progress,
@@ -309,7 +314,7 @@ def _write_samples(
         )
         for block in blocks[done:]:
             found = [next(read) for _ in block]
-            kept += _write_block(writer, rows, found, summary, _name(block))
+            kept += _write_block(writer, rows, found, encoder, summary, _name(block))
             done += 1
             progress("reading radiographs", min(done * _BATCH, len(items)), len(items))
     return kept
@@ -323,6 +328,7 @@ def _write_block(
     writer: StoreWriter,
     rows: pd.DataFrame,
     found: Sequence[tuple[tuple[int, Path], npt.NDArray[np.uint8] | EsadError]],
+    encoder: Encoder | None,
     summary: XraySummary,
     name: str,
 ) -> list[int]:
@@ -335,7 +341,8 @@ def _write_block(
     good = [(index, sample) for (index, _), sample in found if not isinstance(sample, EsadError)]
     kept = [index for index, _ in good]
     if good:
-        writer.append(np.stack([sample for _, sample in good]), _store_rows(rows.iloc[kept]))
+        samples = np.stack([sample for _, sample in good])
+        writer.append(encoder(samples) if encoder else samples, _store_rows(rows.iloc[kept]))
     summary.failures += failures
     writer.record(name, {"kept": kept, "failures": [asdict(failure) for failure in failures]})
     return kept
@@ -414,10 +421,16 @@ def _contract(
 
 
 def _request(
-    paths: Mapping[int, Path], table: Path, lists: Sequence[str], config: XrayStoreConfig
+    paths: Mapping[int, Path],
+    table: Path,
+    lists: Sequence[str],
+    config: XrayStoreConfig,
+    encoder: Encoder | None,
 ) -> str:
     """Digest of what decides the store; images by name, size and time, not by content."""
     stats = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns) for path in paths.values()]
     sources = [digest_file(table), *(digest_file(Path(t.rpartition("=")[2])) for t in lists)]
     facts = repr((sorted(stats), sources, list(lists)))
-    return digest_bytes(facts.encode(), config.model_dump_json(exclude={"limits"}).encode())
+    settings = config.model_dump_json(exclude={"limits"})
+    digest = str(encoder.identity.digest) if encoder else ""
+    return digest_bytes(facts.encode(), settings.encode(), digest.encode())

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,11 +51,19 @@ class Case:
     mpp_otherwise: float | None = None
 
 
-def read_manifest(path: Path, *, limits: Limits | None = None) -> list[Case]:
+def read_manifest(
+    path: Path, *, limits: Limits | None = None, files: Mapping[str, Path] | None = None
+) -> list[Case]:
     """Read a manifest CSV with the columns `MANIFEST_COLUMNS`.
 
     Only ``path`` is required; relative paths are looked up beside the manifest; ``case_id``
     defaults to the file's stem; ``label`` is normal / tumor / 0 / 1 or empty.
+
+    Args:
+        path: the CSV.
+        limits: how large it may be.
+        files: the files that are meant, by stem, where a path may name another file of the same
+            case, such as the slide of a feature file; it need not exist.
 
     Raises:
         CaseError: columns missing or unknown, a path that does not exist, a value that cannot be
@@ -74,7 +82,7 @@ def read_manifest(path: Path, *, limits: Limits | None = None) -> list[Case]:
     if table.empty:
         raise CaseError(f"{path}: no rows, expected one per slide")
     cases = [
-        _read_row(path, line, {str(k): str(v) for k, v in row.items()})
+        _read_row(path, line, {str(k): str(v) for k, v in row.items()}, files)
         for line, row in enumerate(table.to_dict("records"), start=2)
     ]
     check_cases(cases, source=path.name)
@@ -201,9 +209,15 @@ def _refuse_duplicates(values: Sequence[str], name: str, source: str) -> None:
         seen.add(value)
 
 
-def _read_row(manifest: Path, line: int, row: dict[str, str]) -> Case:
+def _read_row(
+    manifest: Path, line: int, row: dict[str, str], files: Mapping[str, Path] | None
+) -> Case:
     where = f"{manifest.name} line {line}"
-    path = _find_file(manifest, row["path"], where)
+    if files is None:
+        path = _find_file(manifest, row["path"], where)
+    else:
+        stem = Path(row["path"]).stem
+        path = files.get(stem) or files.get(row.get("case_id", "")) or manifest.parent / row["path"]
     case_id = row.get("case_id") or path.stem
     split = row.get("split", "").lower()
     if split not in SPLITS:

@@ -63,7 +63,12 @@ class Limits(Spec):
     json_mib: float = Field(
         1024, gt=0, description="A store's, a detector's or a run's JSON; a million slides' store."
     )
-    weights_mib: float = Field(16384, gt=0, description="A detector's weights; Table 6 takes 80.")
+    weights_mib: float = Field(
+        16384, gt=0, description="A detector's or an encoder's weights; Table 6 takes 80."
+    )
+    features_mib: float = Field(
+        65536, gt=0, description="Feature vectors of a slide; 100,000 tiles of 1536 take 590."
+    )
     case_seconds: float = Field(86_400, gt=0, description="Time for one case.")
     still_seconds: float = Field(
         900,

@@ -33,6 +33,11 @@ Precision = Annotated[
     typer.Option(help="Of scoring; bfloat16, and int8 on a CPU, are faster and less exact."),
 ]
 
+EncoderFile = Annotated[
+    Path | None,
+    typer.Option("--encoder", help="ONNX model that turns pictures into embeddings."),
+]
+
 Workers = Annotated[
     int,
     typer.Option(

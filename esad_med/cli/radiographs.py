@@ -9,6 +9,7 @@ import typer
 from esad_med.cli.app import app, finish, say
 from esad_med.cli.options import (
     ConfigFile,
+    EncoderFile,
     Json,
     Overwrite,
     Resources,
@@ -42,6 +43,7 @@ def xray(
     fraction: Annotated[float | None, typer.Option(help="Share of these that is labeled.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the split and the drawn outliers.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count by table and lists.")] = False,
+    encoder: EncoderFile = None,
     workers: Workers = 1,
     config: ConfigFile = None,
     settings: Set = None,
@@ -52,6 +54,7 @@ def xray(
     from esad_med.base.config import load_config
     from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
+    from esad_med.method.encoder import load_encoder
     from pipelines.xray_store import XrayStoreConfig, make_xray_store, plan_xray_store
 
     flags = overrides(
@@ -80,6 +83,7 @@ def xray(
             out,
             chosen,
             lists=lists,
+            encoder=load_encoder(encoder, limits=chosen.limits),
             overwrite=overwrite,
             place=Place(workers),
             progress=progress,
@@ -120,6 +124,7 @@ def triage(
     dicom: Annotated[
         bool, typer.Option("--dicom", help="Also write an SR and an SC per DICOM study.")
     ] = False,
+    encoder: EncoderFile = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Workers = 1,
     scheduler: Scheduler = "",
@@ -133,6 +138,7 @@ def triage(
     from esad_med.base.config import load_config
     from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
+    from esad_med.method.encoder import load_encoder
     from esad_med.outputs.pages import format_percentile
     from pipelines.triage import triage as run
     from pipelines.triage_intake import TriageConfig
@@ -145,7 +151,8 @@ def triage(
         eligibility__missing_view=missing_view,
     )
     chosen = load_config(TriageConfig, config, flags)
-    by_view = load_detectors(detector, device=device)
+    embeds = load_encoder(encoder, device=device, limits=chosen.limits)
+    by_view = load_detectors(detector, device=device, encoder=embeds)
     with ProgressBar() as progress:
         summary = run(
             images,

@@ -1,5 +1,6 @@
 """`esad-med tile` and `esad-med import`: pictures become a SampleStore."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from esad_med.cli.app import app, finish, say
 from esad_med.cli.options import (
     Annotations,
     ConfigFile,
+    EncoderFile,
     Json,
     Mpp,
     Overwrite,
@@ -52,6 +54,10 @@ def tile(
     hdf5: Annotated[
         bool, typer.Option("--hdf5", help="Also write CLAM / TRIDENT coordinates.")
     ] = False,
+    encoder: EncoderFile = None,
+    features_h5: Annotated[
+        bool, typer.Option("--features-h5", help="With --encoder: also TRIDENT feature files.")
+    ] = False,
     workers: Workers = 1,
     scheduler: Scheduler = "",
     resources: Resources = None,
@@ -65,6 +71,7 @@ def tile(
     from esad_med.base.config import load_config
     from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
+    from esad_med.method.encoder import load_encoder
     from pipelines.pathology import PathologyConfig, find_cases, load_target
     from pipelines.tiling import plan_slides, tile_slides
 
@@ -74,17 +81,19 @@ def tile(
         grid_only |= {
             "--png": png,
             "--hdf5": hdf5,
+            "--encoder": encoder,
+            "--features-h5": features_h5,
             "--workers": workers > 1 and not _is_from_environment(context, "workers"),
             "--scheduler": scheduler,
         }
-        for name, value in grid_only.items():
-            if value:
-                raise typer.BadParameter("does not apply to protocol dpa", param_hint=name)
+        _refuse_given(grid_only, "protocol dpa")
         flags = overrides(settings, stain__method=stain, slide_mpp=slide_mpp)
         _tile_cells(slides, cells or [], out, target, config, flags, overwrite, as_json)
         return
     if cells:
         raise typer.BadParameter("needs --protocol dpa", param_hint="--cells")
+    if features_h5 and encoder is None:
+        raise typer.BadParameter("needs --encoder", param_hint="--features-h5")
     if protocol != "grid":
         raise typer.BadParameter(f"'{protocol}' is not one of grid, dpa", param_hint="--protocol")
     flags = overrides(
@@ -98,6 +107,7 @@ def tile(
     chosen = load_config(PathologyConfig, config, flags)
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations, limits=chosen.limits)
     colors = load_target(target, chosen.stain)
+    embeds = None if dry_run else load_encoder(encoder, limits=chosen.limits)
     with ProgressBar() as progress:
         if dry_run:
             summary = plan_slides(cases, chosen, say=say)
@@ -109,6 +119,8 @@ def tile(
                 target=colors,
                 png=png,
                 coordinates=hdf5,
+                encoder=embeds,
+                features=features_h5,
                 overwrite=overwrite,
                 place=Place.of(workers, scheduler, resources, trust_scheduler),
                 say=say,
@@ -161,9 +173,22 @@ def _tile_cells(
 
 @app.command("import")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Folder that the table's paths start from.")],
-    table: Annotated[Path, typer.Option(help="CSV with a row per picture.")],
     out: Annotated[Path, typer.Option(help="Folder of the new SampleStore.")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder that the table's paths start from.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="CSV with a row per picture; with --features per slide.")
+    ] = None,
+    features: Annotated[
+        list[Path] | None,
+        typer.Option("--features", help="CLAM / TRIDENT .h5 files, or folders; repeatable."),
+    ] = None,
+    encoder_name: Annotated[
+        str | None, typer.Option(help="With --features: what made them, where they do not say.")
+    ] = None,
+    annotations: Annotations = None,
+    encoder: EncoderFile = None,
     path: Annotated[str | None, typer.Option(help="Column of the picture's path.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of 0 / 1, normal / tumor.")] = None,
     id: Annotated[str | None, typer.Option(help="Column of unique names.")] = None,
@@ -181,15 +206,31 @@ def import_(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Read a folder of tile pictures and a table into a SampleStore."""
+    """Read tile pictures and a table, or feature files, into a SampleStore."""
+    columns = {"path": path, "label": label, "id": id, "group": group}
+    columns |= {"patient": patient, "split": split}
+    if features:
+        others: dict[str, object] = {f"--{name}": value for name, value in columns.items()}
+        others |= {"FOLDER": folder, "--encoder": encoder, "--crop": crop, "--stain": stain}
+        _refuse_given({**others, "--stain-by": stain_by, "--target": target}, "--features")
+        flags = overrides(settings, encoder_name=encoder_name, mpp=mpp)
+        _import_features(
+            features, table, annotations, out, config, flags, overwrite, workers, as_json
+        )
+        return
+    _refuse_given({"--encoder-name": encoder_name, "--annotations": annotations}, "pictures")
+    for value, name in ((folder, "FOLDER"), (table, "--table")):
+        if value is None:
+            raise typer.BadParameter("is missing; --features does without", param_hint=name)
+    assert folder is not None
+    assert table is not None
     from esad_med.base.config import load_config
     from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
+    from esad_med.method.encoder import load_encoder
     from pipelines.importing import ImportConfig, import_tiles
     from pipelines.pathology import load_target
 
-    columns = {"path": path, "label": label, "id": id, "group": group}
-    columns |= {"patient": patient, "split": split}
     flags = overrides(
         settings,
         **{f"columns__{name}": column for name, column in columns.items()},
@@ -206,6 +247,7 @@ def import_(
             out,
             chosen,
             target=load_target(target, chosen.stain),
+            encoder=load_encoder(encoder, limits=chosen.limits),
             overwrite=overwrite,
             place=Place(workers),
             progress=progress,
@@ -218,6 +260,46 @@ def import_(
         as_json=as_json,
         set_aside=len(summary.failures),
     )
+
+
+def _import_features(
+    features: list[Path],
+    table: Path | None,
+    annotations: Path | None,
+    out: Path,
+    config: Path | None,
+    settings: list[str],
+    overwrite: bool,
+    workers: int,
+    as_json: bool,
+) -> None:
+    from esad_med.base.config import load_config
+    from esad_med.base.execution import Place
+    from esad_med.cli.progress import ProgressBar
+    from pipelines.features import FeatureConfig, find_feature_cases, import_features
+
+    chosen = load_config(FeatureConfig, config, settings)
+    cases, failures = find_feature_cases(
+        features, table=table, annotations=annotations, limits=chosen.limits
+    )
+    with ProgressBar() as progress:
+        summary = import_features(
+            cases,
+            out,
+            chosen,
+            failures=failures,
+            overwrite=overwrite,
+            place=Place(workers),
+            say=say,
+            progress=progress,
+        )
+    finish(summary.to_dict(), [str(summary)], as_json=as_json, set_aside=len(summary.failures))
+
+
+def _refuse_given(options: Mapping[str, object], what: str) -> None:
+    for name, value in options.items():
+        if value:
+            raise typer.BadParameter(f"does not apply to {what}", param_hint=name)
 
 
 def _required(out: Path | None) -> Path:

@@ -12,7 +12,7 @@ import typer
 
 from esad_med.base.errors import ConfigError
 from esad_med.cli.app import EXIT_INTERRUPTED, app, finish, say
-from esad_med.cli.options import ConfigFile, Json, Set
+from esad_med.cli.options import ConfigFile, EncoderFile, Json, Set
 
 
 @app.command("serve")
@@ -55,6 +55,7 @@ def serve(
             help="1: studies are triaged beside the node, where a crash costs one; 0: within it.",
         ),
     ] = 1,
+    encoder: EncoderFile = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     config: ConfigFile = None,
     settings: Set = None,
@@ -103,6 +104,7 @@ def serve(
             config=triage_config,
             settings=triage_settings or [],
             device=device,
+            encoder=encoder,
             executor=executor,
         )
         run_node(

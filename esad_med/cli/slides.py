@@ -10,6 +10,7 @@ from esad_med.cli.options import (
     Annotations,
     ConfigFile,
     DetectorFolder,
+    EncoderFile,
     Json,
     Mpp,
     Precision,
@@ -34,6 +35,7 @@ def screen(
         list[str] | None,
         typer.Option(help="geojson, asap, dicom, parquet; repeatable, geojson if none is named."),
     ] = None,
+    encoder: EncoderFile = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Precision = "float32",
     workers: Workers = 1,
@@ -48,11 +50,14 @@ def screen(
     from esad_med.base.execution import Place
     from esad_med.cli.progress import ProgressBar
     from esad_med.method.detector import Detector
+    from esad_med.method.encoder import load_encoder
     from pipelines.pathology import find_cases
     from pipelines.screening import screen_slides, screening_config
 
     model = Detector.load(detector, device=device)
-    chosen = screening_config(model, config, overrides(settings, exports__write=write))
+    embeds = load_encoder(encoder, device=device)
+    changes = overrides(settings, exports__write=write)
+    chosen = screening_config(model, config, changes, encoder=embeds)
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations, limits=chosen.limits)
     with ProgressBar() as progress:
         summary = screen_slides(
@@ -61,6 +66,7 @@ def screen(
             out,
             chosen,
             precision=precision,
+            encoder=embeds,
             place=Place.of(workers, scheduler, resources, trust_scheduler),
             say=say,
             progress=progress,

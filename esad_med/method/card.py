@@ -41,6 +41,7 @@ def _input_rows(contract: Contract) -> list[tuple[str, object]]:
         ("modality", own.modality),
         ("shape", " x ".join(map(str, own.sample_shape))),
         ("values", f"{own.dtype}, {own.value_range[0]:g} to {own.value_range[1]:g}"),
+        *([("embeddings of encoder", own.encoder)] if own.encoder else []),
         *_preparation_rows(contract),
     ]
 

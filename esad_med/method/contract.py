@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from esad_med.base.config import Spec, build_spec
 from esad_med.base.errors import ConfigError, ModelError, StoreError
 from esad_med.base.store import SampleStore
+from esad_med.method.encoder import EncoderIdentity, check_encoder
 from esad_med.method.fusion import Fusion
 from esad_med.method.networks import ImageNetworkSpec, VectorNetworkSpec
 from esad_med.method.scaling import Scaling
@@ -36,6 +37,7 @@ class InputContract(Spec):
         stain_target: its target as a plain mapping, None with no normalization.
         view_positions: of radiographs, such as ("PA",); None where the modality has none.
         crop_share: central part of each side of a radiograph that is seen; None likewise.
+        encoder: what made embeddings of the pictures, None where there was none.
     """
 
     modality: str
@@ -47,6 +49,7 @@ class InputContract(Spec):
     stain_target: dict[str, Any] | None = None
     view_positions: tuple[str, ...] | None = None
     crop_share: float | None = None
+    encoder: EncoderIdentity | None = None
 
     @field_validator("sample_shape")
     @classmethod
@@ -86,6 +89,7 @@ class InputContract(Spec):
                 "stain_target": preparation.get("stain_target"),
                 "view_positions": contract.get("view_positions"),
                 "crop_share": (preparation.get("xray") or {}).get("crop_share"),
+                "encoder": contract.get("encoder"),
             }
             return build_spec(cls, values, source=f"{store.path}/store.json")
         except (AttributeError, ConfigError) as error:
@@ -192,6 +196,7 @@ def check_input(
     stain_target: Mapping[str, Any] | None,
     view_positions: Sequence[str] | None = None,
     crop_share: float | None = None,
+    encoder: EncoderIdentity | None = None,
 ) -> None:
     """Refuse input that differs from what a detector was trained on.
 
@@ -207,10 +212,12 @@ def check_input(
         stain_target: its target; compared number by number, the name aside.
         view_positions: of radiographs; any of the trained ones.
         crop_share: central part of each side of a radiograph.
+        encoder: what makes embeddings of the pictures.
 
     Raises:
         ModelError: saying what was found, what the detector expects, and what to change.
     """
+    check_encoder(encoder, own.encoder, source)
     _same(source, "modality", modality, own.modality, "use a detector of this modality")
     wanted = own.sample_shape
     _same(source, "channels", channels, wanted[-1], "prepare the samples as in training")

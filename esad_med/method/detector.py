@@ -40,6 +40,7 @@ from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
 from esad_med.method.decisions import DECISIONS, Decisions, load_decisions
 from esad_med.method.devices import choose_device
+from esad_med.method.encoder import EncoderIdentity, check_encoder
 from esad_med.method.examples import EXAMPLES, Examples, read_examples
 from esad_med.method.memory import BatchesThatFit
 from esad_med.method.scores import Scores, join_scores
@@ -335,9 +336,11 @@ class Detector:
         """Refuse a store whose samples differ from those this detector was trained on.
 
         Raises:
-            ModelError: other modality, size, channels, type, value range, mpp or stain target.
+            ModelError: other modality, size, channels, type, value range, mpp, stain target or
+                encoder.
         """
         found = InputContract.of_store(store)
+        check_encoder(found.encoder, self.input.encoder, str(store.path))  # says most
         shape = found.sample_shape
         if found.dtype != self.input.dtype:
             raise ModelError(
@@ -355,6 +358,7 @@ class Detector:
             stain_target=found.stain_target,
             view_positions=found.view_positions,
             crop_share=found.crop_share,
+            encoder=found.encoder,
         )
 
     def check_input(
@@ -369,6 +373,7 @@ class Detector:
         stain_target: Mapping[str, Any] | None = None,
         view_positions: Sequence[str] | None = None,
         crop_share: float | None = None,
+        encoder: EncoderIdentity | None = None,
         source: str = "input",
     ) -> None:
         """Refuse input other than the contract's; see `contract.check_input`.
@@ -388,6 +393,7 @@ class Detector:
             stain_target=stain_target,
             view_positions=view_positions,
             crop_share=crop_share,
+            encoder=encoder,
         )
 
     def save(self, path: Path) -> None:

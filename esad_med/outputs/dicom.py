@@ -68,6 +68,10 @@ _DERIVATION = (
     "Squared residual of the ESAD reconstruction, in color over the radiograph. "
     f"{NOT_FOR_DIAGNOSIS}."
 )
+_NO_RESIDUAL = (
+    "The radiograph with a frame around what an encoder saw; an embedding has no residual map. "
+    f"{NOT_FOR_DIAGNOSIS}."
+)
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -84,6 +88,7 @@ class ImageResult:
         reconstruction: first term of the score.
         norm: second term of the score.
         detector: SHA-256 of the detector that scored it, as hexadecimal.
+        residual: whether a picture made of it can show a residual; of embeddings there is none.
 
     Raises:
         CaseError: the source lacks one of the four UIDs that a reference to it is made of.
@@ -96,6 +101,7 @@ class ImageResult:
     reconstruction: float
     norm: float
     detector: str
+    residual: bool = True
 
     def __post_init__(self) -> None:
         """Refuse values that no detector gives, and sources that cannot be referred to."""
@@ -235,7 +241,10 @@ def build_secondary_capture(result: StudyResult, picture: Bytes) -> Dataset:
         study_instance_uid=read_uid(result.driver.source, "StudyInstanceUID"),
         series_instance_uid=_make_uid(result, "capture series"),
         series_number=_CAPTURE_SERIES,
-        series_description="ESAD residual overlay (research use only)",
+        series_description=(
+            f"ESAD {'residual overlay' if result.driver.residual else 'scored part'}"
+            " (research use only)"
+        ),
         sop_instance_uid=_make_uid(result, "capture"),
         instance_number=1,
         manufacturer=MAKER,
@@ -459,7 +468,7 @@ def _describe_derivation(image: Dataset, result: StudyResult) -> None:
     source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(purpose)]
     image.SourceImageSequence = [source]
     image.ImageType = ["DERIVED", "SECONDARY"]
-    image.DerivationDescription = _DERIVATION
+    image.DerivationDescription = _DERIVATION if result.driver.residual else _NO_RESIDUAL
     image.BodyPartExamined = "CHEST"
     # Of identifying information: the caption holds none, the radiograph as the source says.
     burned_in = read_text(result.driver.source, "BurnedInAnnotation", ["ascii"]).strip()

@@ -1,6 +1,7 @@
 """Tile coordinates in the HDF5 layout that CLAM and TRIDENT read."""
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -50,9 +51,40 @@ def write_coordinates_h5(
         ConfigError: the file cannot be written.
     """
     corners = np.asarray(xy_level0, dtype=np.int64).reshape(-1, 2)
+    attributes = coordinate_attributes(
+        patch_size=patch_size,
+        patch_level=patch_level,
+        patch_size_level0=patch_size_level0,
+        slide_size=slide_size,
+        level_size=level_size,
+        slide_mpp=slide_mpp,
+        name=name,
+        overlap=overlap,
+        tile_px=tile_px,
+    )
+    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
+        dataset = file.create_dataset(
+            "coords", data=corners, maxshape=(None, 2), chunks=(max(1, min(len(corners), 4096)), 2)
+        )
+        dataset.attrs.update(attributes)
+
+
+def coordinate_attributes(
+    *,
+    patch_size: int,
+    patch_level: int,
+    patch_size_level0: float,
+    slide_size: tuple[int, int],
+    level_size: tuple[int, int],
+    slide_mpp: float,
+    name: str,
+    overlap: int = 0,
+    tile_px: int | None = None,
+) -> dict[str, Any]:
+    """The attributes of dataset ``coords``, see `write_coordinates_h5`."""
     magnification = nominal_magnification(slide_mpp)
     downsample = patch_size_level0 / patch_size
-    attributes = {
+    return {
         "patch_size": int(patch_size),
         "patch_level": int(patch_level),
         "patch_size_level0": round(patch_size_level0),
@@ -70,12 +102,6 @@ def write_coordinates_h5(
         "level0_mpp": float(slide_mpp),
         "tile_px": int(tile_px or patch_size),
     }
-    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        dataset = file.create_dataset(
-            "coords", data=corners, maxshape=(None, 2), chunks=(max(1, min(len(corners), 4096)), 2)
-        )
-        for key, value in attributes.items():
-            dataset.attrs[key] = value
 
 
 def nominal_magnification(mpp: float) -> float:

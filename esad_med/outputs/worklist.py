@@ -64,6 +64,7 @@ class WorklistRow:
         detector: the detector's short digest.
         decision: "alarm", "review", "no alarm", "not decided"; empty without a calibration.
         p_value: of the study; None where nothing is decided.
+        residual: whether the overlay has one; of embeddings there is none.
     """
 
     rank: int
@@ -83,6 +84,7 @@ class WorklistRow:
     detector: str
     decision: str = ""
     p_value: float | None = None
+    residual: bool = True
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be, and pictures that do not show the same."""
