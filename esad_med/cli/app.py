@@ -27,7 +27,7 @@ EXIT_INTERRUPTED = 130
 # In the order of --help
 _MODULES = (
     *("samples", "radiographs", "detectors", "calibrate", "slides", "view"),
-    *("camelyon16", "benchmark", "serve", "doctor"),
+    *("camelyon16", "export", "benchmark", "serve", "doctor"),
 )
 
 app = typer.Typer(

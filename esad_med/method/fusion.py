@@ -13,7 +13,7 @@ from esad_med.method.scores import Scores, rank_auc
 Values = npt.NDArray[np.float64]
 _GRID = np.linspace(0, 1, 41)
 # Under the logarithm: a term below it counts as zero, so that exact zeros are nothing special.
-_OFFSET = 0.01
+OFFSET = 0.01
 # A term that hardly varies over the normals (a norm that is zero for all of them) is not blown up.
 # Under the logarithm that is one that varies by less than a tenth.
 _SMALLEST_SCALE = {"linear": 1e-3, "log": 0.1}
@@ -131,7 +131,7 @@ class Fusion(Spec):
 
 def take(values: Values, transform: Literal["linear", "log"]) -> Values:
     """The values or their logarithm."""
-    return np.log(values + _OFFSET) if transform == "log" else values
+    return np.log(values + OFFSET) if transform == "log" else values
 
 
 def fit_statistics(

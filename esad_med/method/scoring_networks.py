@@ -69,18 +69,7 @@ class ScoringNetworks:
         return self._made[precision]
 
     def _trained(self, member: int) -> Network:
-        prefix = f"member{member}."
-        own = {k.removeprefix(prefix): v for k, v in self._weights.items() if k.startswith(prefix)}
-        with torch.device("meta"):
-            network = build_network(self._spec)
-        try:
-            network.load_state_dict(own, assign=True)
-        except RuntimeError as error:
-            raise ModelError(
-                f"the weights of member {member} do not fit the contract's network"
-                f" ({str(error).splitlines()[0]})"
-            ) from error
-        return network.eval()
+        return trained_network(self._spec, self._weights, member)
 
     def _prepare(self, network: Network, precision: Precision) -> Network:
         if precision == "int8":
@@ -89,6 +78,26 @@ class ScoringNetworks:
         network = place(fold_batch_norm(network), self._device)
         network = _rounded(network) if precision == "bfloat16" else network.to(dtype)
         return fuse(network) if can_fuse(network, dtype) else network
+
+
+def trained_network(spec: NetworkSpec, weights: Mapping[str, Tensor], member: int) -> Network:
+    """One member as it was trained, evaluating: of PyTorch's own layers, batch norm apart.
+
+    Raises:
+        ModelError: the weights do not fit the network of the spec.
+    """
+    prefix = f"member{member}."
+    own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    with torch.device("meta"):
+        network = build_network(spec)
+    try:
+        network.load_state_dict(own, assign=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the weights of member {member} do not fit the contract's network"
+            f" ({str(error).splitlines()[0]})"
+        ) from error
+    return network.eval()
 
 
 def _rounded(network: Network) -> Network:
