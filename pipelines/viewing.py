@@ -287,4 +287,4 @@ def _p_values(table: pd.DataFrame) -> "pd.Series[float]":
     found = table.get("p_value")
     if found is None:
         return pd.Series(np.nan, index=table.index)
-    return pd.to_numeric(found.replace("", "nan"))
+    return pd.to_numeric(found.mask(found == ""))

@@ -27,6 +27,7 @@ from pipelines.importing import ImportConfig
 from pipelines.paper.settings import BenchmarkConfig
 from pipelines.pathology import PathologyConfig
 from pipelines.triage_intake import TriageConfig
+from pipelines.viewing import ViewSpec
 from pipelines.xray_store import XrayStoreConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,7 @@ SPECS: dict[str, type[Spec]] = {
     "triage": TriageConfig,
     "serve": NodeConfig,
     "benchmark": BenchmarkConfig,
+    "view": ViewSpec,
 }
 for _module in pkgutil.iter_modules(esad_med.cli.__path__):
     import_module(f"esad_med.cli.{_module.name}")

@@ -20,7 +20,8 @@ pytestmark = [needs_browser, pytest.mark.usefixtures("openseadragon")]
 VIEWER = "tumor_1/viewer/index.html"
 PAGES = ("index.html", VIEWER, "tumor_1/report.html", "worklist.html")
 LOOKS = list(product((LAPTOP, PHONE), (False, True)))
-READY = "document.querySelector('#scale span').textContent !== ''"
+READY = "viewer?.world.getItemCount() === 2 && [0, 1].every(isLoaded)"
+IS_LOADED = "globalThis.isLoaded = (i) => viewer.world.getItemAt(i).getFullyLoaded()"
 EVIL = "<script>document.body.dataset.ran = 'yes'</script><img src='https://elsewhere.example/x'>"
 
 
@@ -56,13 +57,18 @@ def addresses(folder, composed):
 def open_viewer(browser, address, **look):
     """A viewer with all of its first tiles and its heat map there."""
     browser.open(address + VIEWER, **look)
-    browser.wait(READY)
-    browser.wait("performance.getEntriesByName(new URL('heat.png', location).href).length > 0")
     return steady(browser)
 
 
+def loaded(browser):
+    """Waits until a viewer has all tiles that it shows, and the heat map."""
+    browser.js(IS_LOADED)
+    browser.wait(READY)
+
+
 def steady(browser):
-    """The picture, once it does not change any more."""
+    """A viewer's picture, once it is loaded and does not move any more."""
+    loaded(browser)
     before = browser.picture()
     while not np.array_equal(before, after := browser.picture()):
         before = after
@@ -82,7 +88,7 @@ def test_a_page_fits_says_what_it_is_for_and_is_as_dark_as_asked(
 ):
     browser.open(addresses["files"] + name, size=size, dark=dark)
     if name == VIEWER:
-        browser.wait(READY)
+        loaded(browser)
     picture = browser.picture(tmp_path / "page.png")
     assert picture.shape[:2] == size[::-1]
     assert browser.overflows() == []
@@ -119,7 +125,7 @@ def test_a_request_that_would_leave_is_seen_and_refused(browser, folder, address
     page = (folder / VIEWER).read_text().replace("<aside>", f"<aside>{EVIL}")
     (folder / "tumor_1" / "viewer" / "evil.html").write_text(page)
     browser.open(addresses["files"] + "tumor_1/viewer/evil.html")
-    browser.wait(READY)
+    loaded(browser)
     refused = " ".join(browser.console)
     assert "inline script" in refused
     assert "elsewhere.example" in refused
