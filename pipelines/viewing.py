@@ -277,8 +277,10 @@ def read_top_tiles(path: Path, count: int, limits: Limits) -> list[ViewerTile]:
             f"{name}: is not as `screen` writes it ({error}); run `screen` again"
         ) from error
     return [
-        ViewerTile(int(x), int(y), *terms, None if pd.isna(p) else float(p))
-        for (x, y, *terms), p in zip(top.to_numpy(dtype=float).tolist(), p_values, strict=True)
+        ViewerTile(int(x), int(y), score, percentile, reconstruction, norm, None if p != p else p)
+        for (x, y, score, percentile, reconstruction, norm), p in zip(
+            top.to_numpy(dtype=float).tolist(), p_values.tolist(), strict=True
+        )
     ]
 
 

@@ -10,6 +10,8 @@ from browser import LAPTOP, PHONE, Browser, needs_browser
 from test_worklist import full_page
 
 from data_prep.slides import open_slide
+from esad_med.base.errors import ConfigError
+from esad_med.base.runs import read_json, write_json
 from pipelines.viewing import ScreenedFolder, ViewSpec
 from pipelines.viewing_files import write_viewers
 from pipelines.viewing_server import Site, ViewServer
@@ -33,8 +35,12 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(screening, composed, tmp_path_factory):
-    """A screened folder with viewers as files, and a worklist beside them."""
+    """A calibrated detector's folder with viewers as files, and a worklist beside them."""
     out = shutil.copytree(screening, tmp_path_factory.mktemp("pages") / "out")
+    for name, outcome, p_value in (("tumor_1", "alarm", 0.004), ("normal_1", "no alarm", 0.6)):
+        found = read_json(out / name / "slide.json", ConfigError)
+        decision = {"outcome": outcome, "p_value": p_value, "rule": "conformal"}
+        write_json(out / name / "slide.json", {**found, "decision": decision})
     files = SlideFiles([composed])
     write_viewers(ScreenedFolder.read(out), files, ViewSpec(), say=lambda _: None)
     (out / "worklist.html").write_text(full_page(), encoding="utf-8")
@@ -236,7 +242,7 @@ def test_the_index_is_sorted_and_filtered(browser, addresses):
     heads = "[...document.querySelectorAll('#slides th[data-sort]')]"
     start = browser.js(shown)
     assert sorted(start) == ["normal_1", "tumor_1"]
-    for column, want in ((0, sorted(start)), (1, start)):
+    for column, want in ((0, sorted(start)), (1, ["tumor_1", "normal_1"]), (3, start)):
         browser.js(f"{heads}[{column}].querySelector('button').click()")
         assert browser.js(shown) == want
         first = browser.js(f"{heads}[{column}].getAttribute('aria-sort')")
@@ -244,6 +250,13 @@ def test_the_index_is_sorted_and_filtered(browser, addresses):
         assert browser.js(shown) == want[::-1]
         second = browser.js(f"{heads}[{column}].getAttribute('aria-sort')")
         assert {first, second} == {"ascending", "descending"}
+    choose = "e.dispatchEvent(new Event('input', { bubbles: true }))"
+    for value, want in (("alarm", ["tumor_1"]), ("", ["normal_1", "tumor_1"])):
+        browser.js(
+            f"(() => {{ const e = document.getElementById('decision'); e.value = '{value}';"
+            f" {choose}; }})()"
+        )
+        assert sorted(browser.js(shown)) == want
     browser.js("document.getElementById('text').focus()")
     for key in "TUM":
         browser.press(key)
