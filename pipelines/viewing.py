@@ -277,13 +277,10 @@ def read_top_tiles(path: Path, count: int, limits: Limits) -> list[ViewerTile]:
             f"{name}: is not as `screen` writes it ({error}); run `screen` again"
         ) from error
     return [
-        ViewerTile(
-            int(row["x_level0"]),
-            int(row["y_level0"]),
-            **{name: float(row[name]) for name in _TERMS},
-            p_value=None if pd.isna(p) else float(p),
+        ViewerTile(int(x), int(y), score, percentile, reconstruction, norm, None if p != p else p)
+        for (x, y, score, percentile, reconstruction, norm), p in zip(
+            top.to_numpy(dtype=float).tolist(), p_values.tolist(), strict=True
         )
-        for row, p in zip(top.to_dict("records"), p_values, strict=True)
     ]
 
 
@@ -292,4 +289,4 @@ def _p_values(table: pd.DataFrame) -> "pd.Series[float]":
     found = table.get("p_value")
     if found is None:
         return pd.Series(np.nan, index=table.index)
-    return pd.to_numeric(found.replace("", "nan"))
+    return pd.to_numeric(found.mask(found == ""))

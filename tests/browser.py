@@ -34,7 +34,7 @@ _FLAGS = (
     # whatever a page asks of another machine fails, and is seen to
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-_PATIENCE_SECONDS = 90  # a machine may be busy with other tests
+_PATIENCE_SECONDS = 60  # a machine may be busy with other tests
 
 
 class Browser:

@@ -19,7 +19,7 @@ from esad_med.cli.progress import ProgressBar
 from esad_med.method.detector import Detector
 
 FEW_VIEWS = "test_time_augmentation=1"
-COMMANDS = ("tile", "import", "train", "score", "evaluate", "screen", "demo", "doctor")
+COMMANDS = ("tile", "import", "train", "score", "evaluate", "screen", "demo", "view", "doctor")
 
 # A shell that runs tests in the background hands down an ignored Ctrl-C.
 MAIN = (

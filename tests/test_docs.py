@@ -30,6 +30,7 @@ from pipelines.paper.settings import BenchmarkConfig
 from pipelines.pathology import PathologyConfig
 from pipelines.slide_exports import ScreeningConfig
 from pipelines.triage_intake import TriageConfig
+from pipelines.viewing import ViewSpec
 from pipelines.xray_store import XrayStoreConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +50,7 @@ SPECS: dict[str, type[Spec]] = {
     "serve": NodeConfig,
     "benchmark": BenchmarkConfig,
     "camelyon16": Camelyon16Config,
+    "view": ViewSpec,
 }
 for _module in pkgutil.iter_modules(esad_med.cli.__path__):
     import_module(f"esad_med.cli.{_module.name}")

@@ -38,10 +38,11 @@ def test_no_module_template_or_marker_is_left_out(names: set[str]) -> None:
     wanted = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
-        for pattern in ("*.py", "*.html", "*.css", "py.typed")
+        for pattern in ("*.py", "*.html", "*.css", "*.js", "openseadragon.*", "py.typed")
         for path in (ROOT / package).rglob(pattern)
     }
-    assert {"esad_med/outputs/templates/slide.html", "data_prep/py.typed"} <= wanted
+    templates = (f"esad_med/outputs/templates/{name}" for name in ("slide.html", "viewer.js"))
+    assert {*templates, "data_prep/py.typed"} <= wanted
     assert wanted - names == set()
 
 

@@ -10,6 +10,8 @@ from browser import LAPTOP, PHONE, Browser, needs_browser
 from test_worklist import full_page
 
 from data_prep.slides import open_slide
+from esad_med.base.errors import ConfigError
+from esad_med.base.runs import read_json, write_json
 from pipelines.viewing import ScreenedFolder, ViewSpec
 from pipelines.viewing_files import write_viewers
 from pipelines.viewing_server import Site, ViewServer
@@ -20,7 +22,8 @@ pytestmark = [needs_browser, pytest.mark.usefixtures("openseadragon")]
 VIEWER = "tumor_1/viewer/index.html"
 PAGES = ("index.html", VIEWER, "tumor_1/report.html", "worklist.html")
 LOOKS = list(product((LAPTOP, PHONE), (False, True)))
-READY = "document.querySelector('#scale span').textContent !== ''"
+READY = "viewer?.world.getItemCount() === 2 && [0, 1].every(isLoaded)"
+IS_LOADED = "globalThis.isLoaded = (i) => viewer.world.getItemAt(i).getFullyLoaded()"
 EVIL = "<script>document.body.dataset.ran = 'yes'</script><img src='https://elsewhere.example/x'>"
 
 
@@ -32,8 +35,12 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(screening, composed, tmp_path_factory):
-    """A screened folder with viewers as files, and a worklist beside them."""
+    """A calibrated detector's folder with viewers as files, and a worklist beside them."""
     out = shutil.copytree(screening, tmp_path_factory.mktemp("pages") / "out")
+    for name, outcome, p_value in (("tumor_1", "alarm", 0.004), ("normal_1", "no alarm", 0.6)):
+        found = read_json(out / name / "slide.json", ConfigError)
+        decision = {"outcome": outcome, "p_value": p_value, "rule": "conformal"}
+        write_json(out / name / "slide.json", {**found, "decision": decision})
     files = SlideFiles([composed])
     write_viewers(ScreenedFolder.read(out), files, ViewSpec(), say=lambda _: None)
     (out / "worklist.html").write_text(full_page(), encoding="utf-8")
@@ -56,13 +63,18 @@ def addresses(folder, composed):
 def open_viewer(browser, address, **look):
     """A viewer with all of its first tiles and its heat map there."""
     browser.open(address + VIEWER, **look)
-    browser.wait(READY)
-    browser.wait("performance.getEntriesByName(new URL('heat.png', location).href).length > 0")
     return steady(browser)
 
 
+def loaded(browser):
+    """Waits until a viewer has all tiles that it shows, and the heat map."""
+    browser.js(IS_LOADED)
+    browser.wait(READY)
+
+
 def steady(browser):
-    """The picture, once it does not change any more."""
+    """A viewer's picture, once it is loaded and does not move any more."""
+    loaded(browser)
     before = browser.picture()
     while not np.array_equal(before, after := browser.picture()):
         before = after
@@ -82,7 +94,7 @@ def test_a_page_fits_says_what_it_is_for_and_is_as_dark_as_asked(
 ):
     browser.open(addresses["files"] + name, size=size, dark=dark)
     if name == VIEWER:
-        browser.wait(READY)
+        loaded(browser)
     picture = browser.picture(tmp_path / "page.png")
     assert picture.shape[:2] == size[::-1]
     assert browser.overflows() == []
@@ -119,7 +131,7 @@ def test_a_request_that_would_leave_is_seen_and_refused(browser, folder, address
     page = (folder / VIEWER).read_text().replace("<aside>", f"<aside>{EVIL}")
     (folder / "tumor_1" / "viewer" / "evil.html").write_text(page)
     browser.open(addresses["files"] + "tumor_1/viewer/evil.html")
-    browser.wait(READY)
+    loaded(browser)
     refused = " ".join(browser.console)
     assert "inline script" in refused
     assert "elsewhere.example" in refused
@@ -230,7 +242,7 @@ def test_the_index_is_sorted_and_filtered(browser, addresses):
     heads = "[...document.querySelectorAll('#slides th[data-sort]')]"
     start = browser.js(shown)
     assert sorted(start) == ["normal_1", "tumor_1"]
-    for column, want in ((0, sorted(start)), (1, start)):
+    for column, want in ((0, sorted(start)), (1, ["tumor_1", "normal_1"]), (3, start)):
         browser.js(f"{heads}[{column}].querySelector('button').click()")
         assert browser.js(shown) == want
         first = browser.js(f"{heads}[{column}].getAttribute('aria-sort')")
@@ -238,6 +250,13 @@ def test_the_index_is_sorted_and_filtered(browser, addresses):
         assert browser.js(shown) == want[::-1]
         second = browser.js(f"{heads}[{column}].getAttribute('aria-sort')")
         assert {first, second} == {"ascending", "descending"}
+    choose = "e.dispatchEvent(new Event('input', { bubbles: true }))"
+    for value, want in (("alarm", ["tumor_1"]), ("", ["normal_1", "tumor_1"])):
+        browser.js(
+            f"(() => {{ const e = document.getElementById('decision'); e.value = '{value}';"
+            f" {choose}; }})()"
+        )
+        assert sorted(browser.js(shown)) == want
     browser.js("document.getElementById('text').focus()")
     for key in "TUM":
         browser.press(key)

@@ -14,6 +14,7 @@ import numpy as np
 import openslide
 import pandas as pd
 import pytest
+import tifffile
 import torch
 
 from esad_med.base.cases import Case
@@ -39,6 +40,7 @@ from pipelines.screening import ScreeningSummary, _screen_each, screening_config
 from pipelines.screening_slide import ScreenedSlide, SlideScreener
 from pipelines.screening_tables import read_earlier
 from pipelines.slide_exports import ScreeningConfig
+from pipelines.viewing import ScreenedFolder
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,23 @@ def test_the_report_stands_alone(screened):
     assert "Content-Security-Policy" in page
     for text in ("tumor_2", "not for diagnosis", "Detector", "median of normals"):
         assert text.lower() in page.lower()
+
+
+def test_the_index_has_a_row_per_slide_and_the_viewer_knows_its_place(screened):
+    page = (screened / "index.html").read_text()
+    folder = ScreenedFolder.read(screened)
+    assert sorted(folder.slides) == ["normal_1", "normal_2", "tumor_1", "tumor_2"]
+    for name, facts in folder.slides.items():
+        assert f'src="{name}/thumbnail.jpg"' in page
+        assert (screened / name / "thumbnail.jpg").exists()
+        assert facts.geometry.size_level0 == (2048, 2048)
+        assert (facts.geometry.mpp, facts.geometry.edge_level0) == pytest.approx((0.5, 128))
+        assert f"from {facts.heatmap_limits[0]:g} to" in heat_description(screened / name)
+
+
+def heat_description(folder):
+    with tifffile.TiffFile(folder / "heatmap.tif") as tiff:
+        return tiff.pages.first.description
 
 
 def test_slides_csv_can_be_evaluated(screened, run_command, tmp_path):
