@@ -18,6 +18,7 @@ from esad_med.base.runs import (
     write_csv,
     write_json,
 )
+from esad_med.outputs.explain import strip
 from esad_med.outputs.radiograph import overlay, write_png
 from esad_med.outputs.residuals import write_residual
 from esad_med.outputs.worklist import Picture, Worklist, WorklistRow, write_worklist
@@ -59,6 +60,8 @@ def write_study(folder: Path, result: StudyScore) -> None:
             small = _thumbnail(one)
             write_png(temporary / f"{name}_thumbnail.png", small)
             write_png(temporary / f"{name}_overlay.png", draw_overlay(one, small))
+            if one.nearest:
+                write_png(temporary / f"{name}_nearest.png", strip(one.nearest, height_px=128))
             write_residual(
                 temporary / f"{name}_residual.nii.gz",
                 one.residual,
@@ -120,12 +123,19 @@ def describe(result: StudyScore) -> dict[str, Any]:
                 "age": None if one.image.header.age is None else round(one.image.header.age, 1),
                 "sex": one.image.header.sex,
                 "notes": list(one.image.notes),
+                **_nearest(one),
             }
             for one in result.images
         ],
         "failures": [vars(failure) for failure in result.failures],
         "intended_use": INTENDED_USE,
     }
+
+
+def _nearest(one: ImageScore) -> dict[str, list[float]]:
+    if not one.nearest:
+        return {}
+    return {"nearest_distances": [round(distance, 3) for distance in one.distances]}
 
 
 def _numbers(one: ImageScore) -> dict[str, float]:
@@ -251,6 +261,9 @@ def _page_row(
         Picture.of(np.asarray(Pillow.open(path).convert("RGB")))
         for path in (folder / f"{row['driving_image']}_{kind}.png" for kind in _PICTURES)
     ]
+    alike = folder / f"{row['driving_image']}_nearest.png"
+    nearest = Picture.of(np.asarray(Pillow.open(alike).convert("RGB"))) if alike.exists() else None
+    driving = next(i for i in study["images"] if i["image_id"] == row["driving_image"])
     shown = {name: str(row[name]) for name in IDENTIFIERS if identified and row.get(name)}
     return WorklistRow(
         rank=row["rank"],
@@ -268,6 +281,8 @@ def _page_row(
         identifiers=shown,
         above=row["above"],
         detector=str(study["detector"])[:12],
+        nearest=nearest,
+        distances=tuple(driving.get("nearest_distances", ())),
     )
 
 

@@ -22,6 +22,7 @@ from pipelines.chest_xray import (
     preparation_of,
     prepare_xray,
 )
+from pipelines.explaining import nearest_examples
 from pipelines.triage_intake import Image, Study
 
 STUDY_RULE = (
@@ -118,6 +119,8 @@ class ImageScore:
         shape: (rows, columns) of the radiograph.
         residual: (s, s) float32 squared residual over the central part.
         residual_limits: from no color to full color.
+        nearest: the normal training images most like it, where the detector keeps some.
+        distances: of them; see `Examples.nearest`.
     """
 
     image: Image
@@ -132,6 +135,8 @@ class ImageScore:
     shape: tuple[int, int]
     residual: npt.NDArray[np.float32]
     residual_limits: tuple[float, float]
+    nearest: tuple[npt.NDArray[np.uint8], ...] = ()
+    distances: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -234,6 +239,7 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
     own: ViewDetector = group[0][0]
     samples = np.stack([prepared.sample for _, _, prepared, _ in group])
     scores, residuals = own.detector.examine(samples)
+    alike = nearest_examples(samples, own.detector)
     percentiles = own.detector.percentile(scores.score)
     excess = own.excess(scores.score)
     notes = own.notes
@@ -253,6 +259,8 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
             shape=(int(rows), int(columns)),
             residual=residuals[index],
             residual_limits=own.residual_limits,
+            nearest=tuple(alike[index][0]),
+            distances=tuple(alike[index][1]),
         )
 
 

@@ -62,6 +62,8 @@ class WorklistRow:
         identifiers: name -> text, such as "Patient ID"; empty unless the user asked for them.
         above: whether the percentile is at or above the detector's alarm percentile.
         detector: the detector's short digest.
+        nearest: the normal training images most like this one side by side, or None.
+        distances: of them.
     """
 
     rank: int
@@ -79,6 +81,8 @@ class WorklistRow:
     identifiers: Mapping[str, str]
     above: bool
     detector: str
+    nearest: Picture | None = None
+    distances: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be, and pictures that do not show the same."""
