@@ -50,28 +50,23 @@ def explain_tiles(
         indices += rising[batch.indices].tolist()
         tiles.append(batch.tiles)
     samples = np.concatenate(tiles)
-    found = explain_samples(samples, detector.examine(samples)[1], limits, detector)
-    return dict(zip(indices, found, strict=True))
+    low, high = limits[0], max(limits[1], limits[0] + 1e-12)
+    alike = nearest_examples(samples, detector)
+    return {
+        index: TileExplanation(residual, (low, high), *own)
+        for index, residual, own in zip(indices, detector.examine(samples)[1], alike, strict=True)
+    }
 
 
-def explain_samples(
-    samples: npt.NDArray[Any],
-    residuals: npt.NDArray[np.float32],
-    limits: tuple[float, float],
-    detector: Detector,
-) -> list[TileExplanation]:
-    """Explanations of samples whose residual maps are known, in their order."""
-    low, high = limits
-    limits = low, max(high, low + 1e-12)
-    if detector.examples is None:
-        return [TileExplanation(residual, limits) for residual in residuals]
-    order, distances = detector.examples.nearest(detector.embed(samples))
+def nearest_examples(
+    samples: npt.NDArray[Any], detector: Detector
+) -> list[tuple[list[npt.NDArray[np.uint8]], list[float]]]:
+    """The normal training pictures most like each sample and their distances; none if none kept."""
+    examples = detector.examples
+    if examples is None:
+        return [([], []) for _ in samples]
+    order, distances = examples.nearest(detector.embed(samples))
     return [
-        TileExplanation(
-            residual,
-            limits,
-            nearest=[detector.examples.pictures[i] for i in own],
-            distances=[float(distance) for distance in away],
-        )
-        for residual, own, away in zip(residuals, order.tolist(), distances, strict=True)
+        ([examples.pictures[i] for i in own], away)
+        for own, away in zip(order.tolist(), distances.tolist(), strict=True)
     ]

@@ -18,6 +18,7 @@ from esad_med.base.runs import (
     write_csv,
     write_json,
 )
+from esad_med.outputs.explain import strip
 from esad_med.outputs.radiograph import overlay, write_png
 from esad_med.outputs.residuals import write_residual
 from esad_med.outputs.worklist import Picture, Worklist, WorklistRow, write_worklist
@@ -66,6 +67,8 @@ def write_study(folder: Path, result: StudyScore) -> None:
             small = _thumbnail(one)
             write_png(temporary / f"{name}_thumbnail.png", small)
             write_png(temporary / f"{name}_overlay.png", draw_overlay(one, small))
+            if one.nearest:
+                write_png(temporary / f"{name}_nearest.png", strip(one.nearest, height_px=128))
             if one.residual is not None:
                 write_residual(
                     temporary / f"{name}_residual.nii.gz",
@@ -136,12 +139,19 @@ def describe(result: StudyScore) -> dict[str, Any]:
                 "residual": one.residual is not None,
                 "notes": list(one.image.notes),
                 **_decided(one),
+                **_nearest(one),
             }
             for one in result.images
         ],
         "failures": [vars(failure) for failure in result.failures],
         "intended_use": INTENDED_USE,
     }
+
+
+def _nearest(one: ImageScore) -> dict[str, list[float]]:
+    if not one.nearest:
+        return {}
+    return {"nearest_distances": [round(distance, 3) for distance in one.distances]}
 
 
 def _numbers(one: ImageScore) -> dict[str, float]:
@@ -310,6 +320,9 @@ def _page_row(
         Picture.of(np.asarray(Pillow.open(path).convert("RGB")))
         for path in (folder / f"{row['driving_image']}_{kind}.png" for kind in _PICTURES)
     ]
+    alike = folder / f"{row['driving_image']}_nearest.png"
+    nearest = Picture.of(np.asarray(Pillow.open(alike).convert("RGB"))) if alike.exists() else None
+    driving = next(i for i in study["images"] if i["image_id"] == row["driving_image"])
     shown = {name: str(row[name]) for name in IDENTIFIERS if identified and row.get(name)}
     return WorklistRow(
         rank=row["rank"],
@@ -329,11 +342,9 @@ def _page_row(
         p_value=row.get("p_value"),
         above=row["above"],
         detector=str(study["detector"])[:12],
-        residual=any(
-            image["residual"]
-            for image in study["images"]
-            if image["image_id"] == row["driving_image"]
-        ),
+        residual=driving["residual"],
+        nearest=nearest,
+        distances=tuple(driving.get("nearest_distances", ())),
     )
 
 

@@ -26,6 +26,7 @@ from pipelines.chest_xray import (
     prepare_xray,
 )
 from pipelines.deciding import CaseScore, caveats_of, decide, sample_p_values
+from pipelines.explaining import nearest_examples
 from pipelines.triage_intake import Image, Study
 
 STUDY_RULE = (
@@ -148,6 +149,8 @@ class ImageScore:
         residual_limits: from no color to full color.
         p_value: among the calibration's normals; None by a detector that is not calibrated.
         facts: of the image, to be compared with the calibration's; empty likewise.
+        nearest: the normal training images most like it, where the detector keeps some.
+        distances: of them; see `Examples.nearest`.
     """
 
     image: Image
@@ -164,6 +167,8 @@ class ImageScore:
     residual_limits: tuple[float, float]
     p_value: float | None = None
     facts: Mapping[str, float] = field(default_factory=dict)
+    nearest: tuple[npt.NDArray[np.uint8], ...] = ()
+    distances: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -290,6 +295,7 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
     own: ViewDetector = group[0][0]
     samples = np.stack([prepared.sample for _, _, prepared, _ in group])
     scores, residuals = own.examine(samples)
+    alike = nearest_examples(samples, own.detector)
     percentiles = own.detector.percentile(scores.score)
     excess = own.excess(scores.score)
     notes, decisions = own.notes, own.detector.decisions
@@ -312,6 +318,8 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
             residual_limits=own.residual_limits,
             p_value=None if p_values is None else float(p_values[index]),
             facts={} if decisions is None else _facts(samples[index], float(scores.score[index])),
+            nearest=tuple(alike[index][0]),
+            distances=tuple(alike[index][1]),
         )
 
 

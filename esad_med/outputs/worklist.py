@@ -65,6 +65,8 @@ class WorklistRow:
         decision: "alarm", "review", "no alarm", "not decided"; empty without a calibration.
         p_value: of the study; None where nothing is decided.
         residual: whether the overlay has one; of embeddings there is none.
+        nearest: the normal training images most like this one side by side, or None.
+        distances: of them.
     """
 
     rank: int
@@ -85,6 +87,8 @@ class WorklistRow:
     decision: str = ""
     p_value: float | None = None
     residual: bool = True
+    nearest: Picture | None = None
+    distances: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be, and pictures that do not show the same."""

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from test_explain import explained_report
 from test_report import make_report
 from test_worklist import full_page
 
@@ -13,7 +14,11 @@ from esad_med.outputs.report import render_report
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not BROWSER, reason="neither chromium nor google-chrome is there")
 
-PAGES = {"report": lambda: render_report(make_report()), "worklist": full_page}
+PAGES = {
+    "report": lambda: render_report(make_report()),
+    "explained": lambda: render_report(explained_report()),
+    "worklist": full_page,
+}
 SLIPPED = (
     "<script>document.body.dataset.ran = 'yes'</script>"
     "<img src='x:' onerror=\"document.body.dataset.ran = 'yes'\">"
