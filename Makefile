@@ -35,6 +35,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.bench_screening --width 0.125 --grow 8192 28672 53248 100000 163840
 	$(BIN)/python -m benchmarks.bench_profile
 	$(BIN)/python -m benchmarks.bench_viewer
+	$(BIN)/python -m benchmarks.bench_exports
 
 # torch first: asked for alone it takes the build that fits the machine, and nothing replaces it.
 $(READY): pyproject.toml constraints.txt

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydicom import Dataset, dcmread
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_file_meta_info, read_partial
+from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage
 
 from data_prep.xray_dicom_values import DICOM_ERRORS, text_of
@@ -17,9 +18,10 @@ from esad_med.base.errors import SlideError
 _HEADER_BYTES = 32 << 20  # before the pixels; 100,000 sparse frames take 25 MiB
 _MOST_ITEMS = 500_000
 _KEYS = (
-    *("SOPClassUID", "SeriesInstanceUID", "ImageType", "FrameOfReferenceUID"),
+    *("SOPClassUID", "SeriesInstanceUID", "ImageType"),
     *("TotalPixelMatrixColumns", "TotalPixelMatrixRows"),
 )
+_TAGS = [int(Tag(keyword)) for keyword in _KEYS]
 
 
 def one_file_per_slide(paths: Sequence[Path]) -> list[Path]:
@@ -36,7 +38,7 @@ def one_file_per_slide(paths: Sequence[Path]) -> list[Path]:
             kept.append(path)
             continue
         if header.SOPClassUID == VLWholeSlideMicroscopyImageStorage and _is_volume(header):
-            width, series = _width(header), text_of(header, "SeriesInstanceUID")
+            width, series = _size(header)[0], text_of(header, "SeriesInstanceUID")
             if series not in finest or width > finest[series][0]:
                 finest[series] = width, path
     chosen = {path for _, path in finest.values()}
@@ -63,9 +65,9 @@ def read_slide_header(path: Path, slide_size: tuple[int, int]) -> Dataset:
             found is not None
             and _is_volume(found)
             and text_of(found, "SeriesInstanceUID") == series
-            and (_width(found), _height(found)) == slide_size
+            and _size(found) == slide_size
         ):
-            header = _read(file, ())
+            header = _read(file)
             if header is not None:
                 return header
     raise SlideError(
@@ -81,43 +83,53 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _brief(path: Path) -> Dataset | None:
-    """What decides whether files belong together; None where it cannot be read."""
-    header = _read(path, _KEYS)
-    return header if header is not None and "SOPClassUID" in header else None
+    """What decides whether files belong together; None for whatever cannot be read as DICOM.
 
-
-def _read(path: Path, keys: Sequence[str]) -> Dataset | None:
-    """The header of a DICOM file, or None for whatever else it is.
-
-    A deflated file is not read: it would be unpacked whole. Scanners do not write such.
+    The file is read no further than to its size in pixels.
     """
     try:
-        with path.open("rb") as file:
-            if file.read(132)[128:] != b"DICM":
-                return None
-        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-        if syntax == DeflatedExplicitVRLittleEndian:
+        if not _is_plain(path):
             return None
+        with path.open("rb") as file:
+            header = read_partial(file, lambda tag, *_: tag > max(_TAGS), specific_tags=_TAGS)
+            known = Dataset()
+            for keyword in _KEYS:
+                setattr(known, keyword, header.get(keyword))
+    except (*DICOM_ERRORS, RecursionError):
+        return None
+    return known if known.SOPClassUID else None
+
+
+def _read(path: Path) -> Dataset | None:
+    """All that stands before the pixels, or None where it cannot be read or is far too much."""
+    try:
         with path.open("rb") as file:
             data = file.read(_HEADER_BYTES)
         begin = data.find(b"\xe0\x7f\x10\x00")  # PixelData, little endian
         if data.count(b"\xfe\xff\x00\xe0", 0, begin if begin >= 0 else None) > _MOST_ITEMS:
             return None
-        header = dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=list(keys))
+        return dcmread(io.BytesIO(data), stop_before_pixels=True)
     except (*DICOM_ERRORS, RecursionError):
         return None
-    return header
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it is DICOM that is not deflated, which would be unpacked whole."""
+    with path.open("rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return False
+    syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+    return syntax is not None and syntax != DeflatedExplicitVRLittleEndian
 
 
 def _is_volume(header: Dataset) -> bool:
     """Tissue at some magnification, not the label or the overview of the whole glass."""
-    kind = list(header.get("ImageType") or [])
+    kind = list(header.ImageType or [])
     return len(kind) > 2 and kind[2] == "VOLUME"
 
 
-def _width(header: Dataset) -> int:
-    return int(header.get("TotalPixelMatrixColumns") or 0)
-
-
-def _height(header: Dataset) -> int:
-    return int(header.get("TotalPixelMatrixRows") or 0)
+def _size(header: Dataset) -> tuple[int, int]:
+    """(width, height) in pixels, 0 where they are not said."""
+    sides = (header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows)
+    width, height = (side if isinstance(side, int) else 0 for side in sides)
+    return width, height

@@ -12,9 +12,10 @@ from pydantic import Field
 from data_prep.slide_dicom import read_slide_header
 from data_prep.slide_writing import write_asap
 from data_prep.slides import Slide
+from data_prep.xray_dicom_values import DICOM_ERRORS
 from esad_med.base.cases import read_table
 from esad_med.base.config import Spec
-from esad_med.base.errors import CaseError, SlideError
+from esad_med.base.errors import CaseError, EsadError, SlideError
 from esad_med.base.parquet import require_pyarrow, write_parquet
 from esad_med.base.runs import Failure
 from esad_med.method.detector import Detector
@@ -154,23 +155,24 @@ def _write_dicom(
             f"{slide.path.name}: is a slide of format {slide.vendor}, so there is nothing that"
             " DICOM results could refer to; leave out --write dicom, or convert the slide to DICOM"
         )
-    origin = Origin(
-        source=read_slide_header(slide.path, slide.size_level0),
-        detector=detector.digest,
-        version=metadata.version("esad-med"),
-        created=datetime.datetime.now().astimezone(),
-    )
+    source = read_slide_header(slide.path, slide.size_level0)
+    made = datetime.datetime.now().astimezone()
+    files = {"lesions_seg.dcm": build_segmentation, "lesions_ann.dcm": build_annotations}
+    if not tiles.above.any():
+        del files["lesions_ann.dcm"]  # there are no empty ones
     try:
-        objects = {"lesions_seg.dcm": build_segmentation(origin, tiles, lesions)}
-        if tiles.above.any():
-            objects["lesions_ann.dcm"] = build_annotations(origin, tiles, lesions)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise SlideError(  # without what highdicom says: it repeats the header's values
-            f"{slide.path.name}: its header does not say in a way that can be used where its"
-            f" pixels lie ({type(error).__name__}); repair it, or leave out --write dicom"
+        origin = Origin(source, detector.digest, metadata.version("esad-med"), made)
+        for name, build in files.items():
+            write_dicom(folder / name, build(origin, tiles, lesions))
+    except (SlideError, CaseError, *DICOM_ERRORS) as error:
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+        if isinstance(error, EsadError):
+            raise
+        raise SlideError(  # without what pydicom says: it repeats the header's values
+            f"{slide.path.name}: its header is damaged, so DICOM results cannot refer to it"
+            f" ({type(error).__name__}); repair it, or leave out --write dicom"
         ) from error
-    for name, dataset in objects.items():
-        write_dicom(folder / name, dataset)
 
 
 def write_run_exports(out: Path, spec: ExportSpec, detector: Detector) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import highdicom
 import numpy as np
@@ -10,13 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 from dicom_slides import PATIENT, uid, write_dicom_slide
+from pydicom import dcmread
 from shapely.geometry import shape
 
 from data_prep.annotations import read_annotation
 from data_prep.demo_slides import compose_demo_picture, source_concentrations
 from data_prep.slides import open_slide
-from esad_med.base.errors import CaseError
+from esad_med.base.errors import CaseError, EsadError
 from esad_med.method.detector import Detector
+from esad_med.outputs.lesions import SlideTiles
+from pipelines import slide_exports
 
 ALL = ("--write", "geojson", "--write", "asap", "--write", "dicom", "--write", "parquet")
 
@@ -115,6 +119,27 @@ def test_the_dicom_results_cover_the_same_tiles_and_name_the_patient_inside_only
         if path.is_file() and path.suffix != ".dcm":
             data = path.read_bytes()
             assert not any(text.encode() in data for text in secrets), path
+
+
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ("SharedFunctionalGroupsSequence", "its header is damaged"),
+        ("FrameOfReferenceUID", "cannot be laid over"),
+    ],
+)
+def test_a_damaged_header_costs_the_dicom_results_only(
+    slides, tmp_path, monkeypatch, keyword, message
+):
+    source = dcmread(slides / "wsm0.dcm", stop_before_pixels=True)
+    delattr(source, keyword)
+    monkeypatch.setattr(slide_exports, "read_slide_header", lambda *_: source)
+    slide = SimpleNamespace(path=slides / "wsm0.dcm", size_level0=(2048, 2048), vendor="dicom")
+    tiles = SlideTiles(np.zeros((1, 2), int), 128.0, {"score": np.ones(1)}, 0.5, "f", (9, 9), 1, {})
+    with pytest.raises(EsadError, match=message) as refused:
+        slide_exports._write_dicom(tmp_path, tiles, [], slide, SimpleNamespace(digest="0" * 64))
+    assert not list(tmp_path.iterdir())
+    assert source.StudyInstanceUID not in str(refused.value)
 
 
 def test_tables_carry_the_detector_and_can_be_evaluated(screened, trained, run_command):
