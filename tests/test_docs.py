@@ -25,6 +25,7 @@ from pipelines.calibrating import CalibrationConfig
 from pipelines.camelyon16_scoring import Camelyon16Config
 from pipelines.cells import CellConfig
 from pipelines.dicom_settings import NodeConfig
+from pipelines.features import FeatureConfig
 from pipelines.importing import ImportConfig
 from pipelines.paper.settings import BenchmarkConfig
 from pipelines.pathology import PathologyConfig
@@ -84,6 +85,8 @@ def inline_commands() -> list[tuple[str, str]]:
 
 
 def spec_of(command: str, arguments: list[str]) -> type[Spec] | None:
+    if "--features" in arguments:
+        return FeatureConfig
     return CellConfig if "dpa" in arguments else SPECS.get(command)
 
 
@@ -95,7 +98,8 @@ def test_commands_parse_and_their_settings_exist(page: str, line: str) -> None:
     assert config is None or config.as_posix() in CONFIGS
     if kind := spec_of(name, arguments):
         required = {"import": "mpp", "benchmark": "suite"}.get(name)
-        needed = [f"{required}={context.params[required]}"] if required else []
+        given = context.params[required] if required else None
+        needed = [f"{required}={given}"] if given is not None else []
         load_config(kind, ROOT / config if config else None, [*needed, *(settings or [])])
     else:
         assert not settings
