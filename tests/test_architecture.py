@@ -44,6 +44,7 @@ LOADERS = {
     **dict.fromkeys(("json.loads", "picture.load", "Detector.load", "self.average.load"), ""),
     "np.load": "allow_pickle=False",
     "torch.load": "weights_only=True",
+    "torch.export.load": "written",  # it can run one: only what this process wrote a moment before
     "yaml.load": "_Loader",  # a SafeLoader
 }
 PROGRAMS = {"eval", "exec", "__import__", "pickle", "dill", "cloudpickle", "joblib", "shelve"}
@@ -90,7 +91,13 @@ def test_packages_know_only_what_stands_below_them(package: str) -> None:
     assert modules
     found = [(m, name) for m in modules for name in imports_of(m, top_only=False)]
     ours = [(m, name) for m, name in found if is_below(name, PACKAGES)]
-    assert [pair for pair in ours if not is_below(pair[1], ALLOWED[package])] == []
+    wrong = [(m, name) for m, name in ours if not is_below(name, ALLOWED[package])]
+    assert [(m, name) for m, name in wrong if not is_of_an_export(m, name)] == []
+
+
+def is_of_an_export(module: str, name: str) -> bool:
+    """Exports alone, of all outputs, take a Detector."""
+    return module.startswith("esad_med.outputs.export") and is_below(name, ("esad_med.method",))
 
 
 @pytest.mark.parametrize("package", TOP)

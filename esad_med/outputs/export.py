@@ -149,8 +149,11 @@ def _export_bundle(
     contract = detector.contract
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir()
+    radiographs = is_of_radiographs(contract)
+    if radiographs:  # a plain picture is none, our reader finds
+        samples = samples[np.ptp(samples.reshape(len(samples), -1), axis=1) > 0]
     with TemporaryDirectory() as pictures:
-        paths = write_pictures(samples, Path(pictures), enlarged=is_of_radiographs(contract))
+        paths = write_pictures(samples, Path(pictures), enlarged=radiographs)
         samples = np.stack([read(path) for path in paths])
         expected = expected_columns(detector, samples)
         module = PictureModule(_module(detector, samples, expected))

@@ -79,7 +79,7 @@ def inference_config(contract: "Contract") -> dict[str, Any]:
     reading = _read_radiographs(contract) if radiographs else _read_pictures(contract)
     imports = ["$import pathlib", "$import torch"]
     return {
-        "imports": [*imports, "$import data_prep.xray_chain"] if radiographs else imports,
+        "imports": [*imports, "$from data_prep import xray_chain"] if radiographs else imports,
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
@@ -153,13 +153,13 @@ def _read_pictures(contract: "Contract") -> list[dict[str, Any]]:
 def _read_radiographs(contract: "Contract") -> list[dict[str, Any]]:
     spec = contract.preparation["xray"]
     arguments = ", ".join(f"{name}={value!r}" for name, value in spec.items())
-    chain = f"data_prep.xray_chain.xray_chain(data_prep.xray_chain.XraySpec({arguments}))"
+    chain = f"xray_chain.xray_chain(xray_chain.XraySpec({arguments}))"
     return [
         {
             "_target_": "LoadImaged",
             "keys": "image",
             "image_only": True,
-            "reader": "$data_prep.xray_chain.xray_reader()",
+            "reader": "$xray_chain.xray_reader()",
         },
         {"_target_": "ToNumpyd", "keys": "image"},
         {"_target_": "Lambdad", "keys": "image", "func": f"${chain}"},

@@ -4,16 +4,13 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from esad_med.base.errors import ConfigError, ModelError
 from esad_med.outputs.export_check import COLUMNS, Columns, Runtime, Samples
-from esad_med.outputs.export_torch import INPUT, quiet
-
-if TYPE_CHECKING:
-    from torch.export import ExportedProgram
+from esad_med.outputs.export_torch import INPUT, Program, quiet
 
 # What the exporter writes by itself. A newer one brings this model nothing, and fewer programs
 # read it.
@@ -34,7 +31,7 @@ def check_onnx_installed() -> None:
             )
 
 
-def onnx_bytes(program: "ExportedProgram", facts: Mapping[str, str]) -> bytes:
+def onnx_bytes(program: Program, facts: Mapping[str, str]) -> bytes:
     """The file ``model.onnx``, checked by ONNX itself.
 
     Args:

@@ -5,22 +5,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from esad_med.outputs.export_check import Columns, Runtime, Samples
 
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.export import ExportedProgram
+# torch is loaded where it is needed, so its classes have no name here
+Module = Any
+Program = Any
 
 INPUT = "samples"
 
 
-def trace(
-    module: "nn.Module", shape: Sequence[int], dtype: str, *, name: str = INPUT
-) -> "ExportedProgram":
+def trace(module: Module, shape: Sequence[int], dtype: str, *, name: str = INPUT) -> Program:
     """The program of a module for batches of any size.
 
     It is traced on zeros, since a program keeps its example, and without the places in the source
@@ -43,7 +41,7 @@ def trace(
     return program
 
 
-def program_bytes(program: "ExportedProgram") -> bytes:
+def program_bytes(program: Program) -> bytes:
     """The file ``model.pt2``."""
     import torch
 
