@@ -25,7 +25,9 @@ EXIT_SET_ASIDE = 3
 EXIT_ERROR = 4
 EXIT_INTERRUPTED = 130
 # In the order of --help
-_MODULES = ("samples", "radiographs", "detectors", "slides", "benchmark", "serve", "doctor")
+_MODULES = (
+    *("samples", "radiographs", "audit", "detectors", "slides", "benchmark", "serve", "doctor"),
+)
 
 app = typer.Typer(
     name="esad-med",
