@@ -19,6 +19,7 @@ from esad_med.assess.descriptors import (
 )
 from esad_med.assess.duplicates import Likeness, compare_pictures, compare_rows, digest_samples
 from esad_med.assess.picture_quality import measure_pictures
+from esad_med.base.errors import StoreError
 from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.runs import Progress
 from esad_med.base.store import SampleStore
@@ -64,6 +65,11 @@ class StoreLooks:
 
     def _describe(self, samples: Samples) -> tuple[Floats, list[Floats]]:
         if self.look == "vector":
+            if not np.isfinite(samples).all():
+                raise StoreError(
+                    f"{self.store.path}/samples.npy: holds values that are no numbers (NaN or"
+                    " infinite); leave these rows out, or fill them, and make the store again"
+                )
             found = self._describe_rows(samples)
             return found, [found]
         pictures = to_bytes(samples, self.store.value_range)

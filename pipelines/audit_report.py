@@ -1,12 +1,13 @@
 """The page of an audit: its findings in words and thumbnails."""
 
 import datetime
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from esad_med.assess.audit import Leak
+from esad_med.assess.audit import Check, Leak
 from esad_med.assess.descriptors import to_bytes
 from esad_med.assess.duplicates import ORIENTATIONS
 from esad_med.assess.label_next import Choice
@@ -14,7 +15,7 @@ from esad_med.base.runs import versions
 from esad_med.outputs.audit_page import AuditPage, Card, CheckLine, Section, thumbnail
 from pipelines.auditing import Audit, AuditConfig, Pollution
 
-_MOST_LEAKS_SHOWN = 50
+_LEAKS_SHOWN = 6  # of each kind
 
 
 def describe_sample(audit: Audit, index: int) -> tuple[str, str, str]:
@@ -72,7 +73,7 @@ def make_page(audit: Audit, config: AuditConfig) -> AuditPage:
     store, look = audit.store, audit.look
     kinds = {"tissue": "tiles", "upright": "pictures", "vector": "table rows"}
     shape = " x ".join(str(side) for side in store.samples.shape[1:])
-    cases = int((store.rows["case_id"] != "").any() and store.rows["case_id"].nunique())
+    cases = len(set(store.rows["case_id"]) - {""})
     facts = f"{len(store):,} {kinds[look]} of {shape}" + (f", {cases:,} cases" if cases else "")
     today = datetime.date.today().isoformat()
     provenance = {
@@ -115,33 +116,54 @@ class _Pictures:
 def _figures(audit: Audit) -> tuple[tuple[str, str, str, bool], ...]:
     copies = len(audit.copies.exact) + len(audit.copies.near)
     ranked = 0 if audit.pollution is None else len(audit.pollution.rows)
-    open_checks = sum(check.status == "not checked" for check in audit.checks)
-    unsure = f"{open_checks} checks could not be made" if open_checks else "every check was made"
+    unsure = _how_far([check for check in audit.checks if check.name.endswith("across splits")])
     quality, blank = len(audit.quality), audit.look != "vector"
     return (
-        ("Leaks", f"{len(audit.leaks):,}", f"between splits; {unsure}", bool(audit.leaks)),
+        ("Leaks", f"{len(audit.leaks):,}", f"between splits{unsure}", bool(audit.leaks)),
         ("Copies", f"{copies:,}", f"{len(audit.copies.exact):,} of them exact", copies > 0),
         ("Blank or blurred", f"{quality:,}" if blank else "–", "by the store's own measure", False),
         ("Ranked", f"{ranked:,}", "unlabeled training samples, by suspicion", False),
     )
 
 
+def _how_far(checks: list[Check]) -> str:
+    """What to say of checks beside their number, so that 0 is not taken for more than it is."""
+    states = Counter(check.status for check in checks)
+    if states["not checked"]:
+        return f"; {states['not checked']} of {len(checks)} checks could not be made"
+    return "; checked in part only" if states["in part"] else ""
+
+
+def _why_nothing(audit: Audit, name: str) -> str:
+    """Why a section is empty, where its check was not made."""
+    check = next(check for check in audit.checks if check.name == name)
+    return f"Not checked: {check.note}." if check.status == "not checked" else ""
+
+
 def _leak_table(audit: Audit) -> Iterator[dict[str, str]]:
-    for leak in audit.leaks[:_MOST_LEAKS_SHOWN]:
-        one, other = two_splits(audit, leak)
+    often: Counter[str] = Counter()
+    for leak in audit.leaks:
+        often[leak.kind] += 1
+        if often[leak.kind] > _LEAKS_SHOWN:
+            continue
+        one, other = (describe_sample(audit, row) for row in two_splits(audit, leak))
+        cases = " | ".join(dict.fromkeys(case or "unknown" for _, case, _ in (one, other)))
         yield {  # whose they are stays in leaks.csv
             "What": leak.kind,
             "Splits": " | ".join(leak.splits),
             "Samples": f"{len(leak.rows):,}",
-            "Such as": describe_sample(audit, one)[0],
-            "and": describe_sample(audit, other)[0],
+            "For example": f"{one[0]} | {other[0]}",
+            "Case": cases,
         }
 
 
 def _copy_section(audit: Audit, config: AuditConfig, pictures: _Pictures) -> Section:
     copies, cards = audit.copies, []
+    splits = audit.store.rows["split"].to_numpy(object)
     exact = [(one, other, -1) for one, other in copies.exact.tolist()]
     near = [(one, other, i) for i, (one, other) in enumerate(copies.near.tolist())]
+    for pairs in (exact, near):  # those that cross splits first
+        pairs.sort(key=lambda pair: splits[pair[0]] == splits[pair[1]])
     shown = near[: max(config.shown - len(exact), (config.shown + 1) // 2)]
     for one, other, index in exact[: config.shown - len(shown)] + shown:
         (name, case, split), (other_name, other_case, other_split) = (
@@ -162,7 +184,7 @@ def _copy_section(audit: Audit, config: AuditConfig, pictures: _Pictures) -> Sec
         cards.append(Card(pictures(one, other), title, facts, ", ".join(warns)))
     explain = (
         "Samples of equal bytes, and pairs that agree once they are turned, mirrored and matched in"
-        " brightness; what is left between them is noise such as JPEG's."
+        " brightness; what is left between them is noise such as JPEG's. Those across splits first."
         if audit.look != "vector"
         else "Rows of equal bytes, and rows next to each other in every column."
     )
@@ -181,9 +203,9 @@ def _quality_section(audit: Audit, config: AuditConfig, pictures: _Pictures) -> 
             one = audit.quality[place]
             name, case, _ = describe_sample(audit, one.index)
             facts = {"sample": name} | ({"case": case} if case else {})
-            facts |= {"measured": f"{one.value:.3g}", "limit": f"{one.limit:.3g}"}
+            facts |= {one.measure: f"{one.value:.2f}", "limit": f"{one.limit:.2f}"}
             cards.append(Card(pictures(one.index), one.finding, facts))
-    note = next(c.note for c in audit.checks if c.name == "blank and blurred pictures")
+    note = _why_nothing(audit, "blank and blurred pictures")
     explain = (
         "Pictures without content, and those whose detail is far coarser than the store's own. A"
         " blurred look may also be what the tissue is like: look before leaving it out."
@@ -206,7 +228,7 @@ def _pollution_section(audit: Audit, config: AuditConfig, pictures: _Pictures) -
         if pollution.detector is not None:
             facts["detector"] = f"{pollution.detector[place]:.2f}"
         cards.append(Card(pictures(row), f"rank {pollution.rank[place]}", facts))
-    note = next(c.note for c in audit.checks if c.name.startswith("pollution"))
+    note = _why_nothing(audit, "pollution of the unlabeled training samples")
     explain = (
         "Unlabeled training samples most likely to be anomalies: how far each lies from the usual,"
         " and how like the labeled outliers it is, in deviations above the median, judged by parts"
@@ -225,7 +247,7 @@ def _label_section(audit: Audit, pictures: _Pictures) -> Section:
         facts = {"sample": name} | ({"case": case} if case else {})
         facts["why"] = reason_for(pollution, choice)
         cards.append(Card(pictures(row), f"{order}", facts))
-    note = next(c.note for c in audit.checks if c.name == "samples to label next")
+    note = _why_nothing(audit, "samples to label next")
     explain = (
         "The labels that would say most: suspicious samples of as many kinds and cases as possible,"
         " no two of them copies, and some on which distance and likeness disagree."

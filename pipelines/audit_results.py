@@ -128,7 +128,8 @@ _COPY_COLUMNS = (
     *(f"{name}_{side}" for side in "ab" for name in _SAMPLE),
 )
 _POLLUTION_COLUMNS = (
-    *("rank", "sample_id", "case_id", "score", "distance", "likeness", "detector", "copies"),
+    *("rank", "sample_id", "case_id", "score", "distance", "likeness", "detector"),
+    *("copies", "quality"),
 )
 
 
@@ -161,12 +162,8 @@ def _copy_rows(audit: Audit) -> Iterator[tuple[object, ...]]:
 
 def _quality_rows(audit: Audit) -> Iterator[tuple[object, ...]]:
     for one in audit.quality:
-        yield (
-            *describe_sample(audit, one.index),
-            one.finding,
-            f"{one.value:.4f}",
-            f"{one.limit:.4f}",
-        )
+        numbers = f"{one.value:.4f}", f"{one.limit:.4f}"
+        yield *describe_sample(audit, one.index), one.finding, *numbers
 
 
 def _pollution_rows(audit: Audit, config: AuditConfig) -> Iterator[tuple[object, ...]]:
@@ -174,13 +171,15 @@ def _pollution_rows(audit: Audit, config: AuditConfig) -> Iterator[tuple[object,
         return
     groups = audit.copies.groups
     sizes = np.bincount(groups)
+    quality = {one.index: one.finding for one in audit.quality}
     for place in listed_places(audit, config):
         row = int(pollution.rows[place])
         terms = (pollution.ranking.likeness, pollution.detector)
         known = ["" if term is None else f"{term[place]:.4f}" for term in terms]
         own = f"{pollution.ranking.score[place]:.4f}", f"{pollution.ranking.distance[place]:.4f}"
-        name = describe_sample(audit, row)[:2]
-        yield int(pollution.rank[place]), *name, *own, *known, int(sizes[groups[row]] - 1)
+        name, others = describe_sample(audit, row)[:2], int(sizes[groups[row]] - 1)
+        found = others, quality.get(row, "")
+        yield int(pollution.rank[place]), *name, *own, *known, *found
 
 
 def _label_rows(audit: Audit) -> Iterator[tuple[object, ...]]:

@@ -177,7 +177,7 @@ def audit_store(
     leaks, leak_checks = find_leaks(store.rows, copies.first, copies.near)
     quality, quality_check = _judge(looks, look, config.quality)
     pollution, pollution_check = _rank(store, looks, config, model, progress)
-    choices, label_check = _choose(store, looks, copies, pollution, config)
+    choices, label_check = _choose(store, looks, copies, quality, pollution, config)
     checks = [*leak_checks, *copy_checks, quality_check, pollution_check, label_check]
     digest = "" if model is None else str(model.digest)
     return Audit(store, look, checks, leaks, copies, quality, pollution, choices, digest)
@@ -244,9 +244,8 @@ def _near_copies(
     if not kept or not sum(map(len, kept)):
         return np.empty((0, 2), np.int64), None
     near_pairs, once = np.unique(np.concatenate(kept), axis=0, return_index=True)
-    whole = [
-        np.concatenate(values) for values in zip(*(vars(p).values() for p in parts), strict=True)
-    ]
+    by_name = zip(*(vars(part).values() for part in parts), strict=True)
+    whole = [np.concatenate(values) for values in by_name]
     order = np.argsort(whole[1][once], kind="stable")
     return near_pairs[order], Likeness(*(values[once][order] for values in whole))
 
@@ -358,6 +357,7 @@ def _choose(
     store: SampleStore,
     looks: Looks,
     copies: Copies,
+    quality: list[QualityFinding],
     pollution: Pollution | None,
     config: AuditConfig,
 ) -> tuple[list[Choice], Check]:
@@ -365,10 +365,12 @@ def _choose(
     if pollution is None:
         return [], Check(name, "not checked", 0, "there is no ranking to choose from")
     rows, note = pollution.rows, ""
-    unknown = np.asarray(store.rows["truth"].iloc[rows].isna(), dtype=bool)
+    unknown = np.array(store.rows["truth"].iloc[rows].isna(), dtype=bool)
     if not unknown.any():
         note = "every sample has a truth already: these are the ones to look at again"
         unknown[:] = True
+    blank = [one.index for one in quality if one.finding != "blurred"]  # no label helps there
+    unknown &= ~np.isin(rows, blank)
     cases = _groups(store)[0]
     choices = choose_to_label(
         looks.kinds[rows],

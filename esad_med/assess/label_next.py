@@ -10,7 +10,7 @@ from esad_med.assess.pollution import Indices, Ranking
 
 _POOL = 3  # candidates looked at per label asked for
 _NEXT = 5  # of a cluster, among which a case chosen less often goes first
-_CONTESTED = 4  # one label in so many goes to what the two terms disagree on
+_CONTESTED = 7  # one label in so many goes to what the two terms disagree on
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def choose_to_label(
 
     The highest three per label asked for are divided into as many clusters as labels are asked for;
     clusters take turns, the most suspicious first, and give their highest sample of a case that was
-    chosen less often than others. One label in four goes to samples on which distance and likeness
+    chosen less often than others. One label in seven goes to samples on which distance and likeness
     disagree most, where there are both.
 
     Args:

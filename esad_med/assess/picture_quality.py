@@ -58,10 +58,11 @@ def measure_pictures(pictures: Bytes, look: Look) -> Floats:
 
 @dataclass(frozen=True)
 class QualityFinding:
-    """A picture that is named: which, as what, by which number, and from where on."""
+    """A picture that is named: which, as what, by which of `MEASURES`, and from where on."""
 
     index: int
     finding: str
+    measure: str
     value: float
     limit: float
 
@@ -100,7 +101,7 @@ def judge_pictures(
         down = name in ("bright", "dark")
         for index in rows[np.argsort(-column[name][rows] if down else column[name][rows])]:
             value = float(column[name][index])
-            findings.append(QualityFinding(int(index), finding, value, float(limits[name])))
+            findings.append(QualityFinding(int(index), finding, name, value, float(limits[name])))
     return findings, unclear
 
 

@@ -16,7 +16,8 @@ Values = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 _TRIMMED = 0.1  # share of the samples that a second round does not take for normal
-_STRENGTH = 0.03  # inverse of the classifier's regularization
+_STRENGTH = 0.03  # inverse of the classifier's regularization, for directions of the scale:
+_HALF_WHITE = 3  # each divided by the root of its deviation, best of three whitenings for tissue
 _LEAST_OUTLIERS = 5  # to learn a classifier and to say what it is worth
 _LEAST_GROUPS = 5
 _BLOCK = 8192
@@ -155,7 +156,8 @@ def _likeness(
     pool: Indices,
 ) -> tuple[Values, Values]:
     """Log odds of a classifier of other folds, of samples and labeled outliers."""
-    unit = unlabeled[pool].std(axis=0).max() / 6 or 1.0
+    spread = unlabeled[pool].std(axis=0)
+    unit = np.sqrt(np.maximum(spread, 1e-6) * max(float(spread.max()), 1e-6)) / _HALF_WHITE
     usual = np.ones(len(pool), bool)
     for _ in range(2):
         found, known = np.zeros(len(unlabeled)), np.zeros(len(outliers))
