@@ -26,7 +26,7 @@ EXIT_ERROR = 4
 EXIT_INTERRUPTED = 130
 # In the order of --help
 _MODULES = (
-    *("samples", "radiographs", "detectors", "calibrate", "slides", "view"),
+    *("samples", "radiographs", "audit", "detectors", "calibrate", "slides", "view"),
     *("camelyon16", "export", "benchmark", "serve", "doctor"),
 )
 
