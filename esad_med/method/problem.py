@@ -31,13 +31,15 @@ from esad_med.method.scaling import Scaling, fit_scaling
 from esad_med.method.terms import TermSpec
 from esad_med.method.transforms import InputTransform
 
+_MOST_AT_ONCE = 1 << 28  # values of vectors: 1 GiB, and four times that on the way
+
 
 @dataclass(frozen=True)
 class Problem:
     """Samples, which of them each member trains on and holds out, the network, the settings.
 
     Attributes:
-        samples: of all rows, pictures (n, h, w, c), or vectors (n, d) that are scaled already.
+        samples: of all rows, pictures (n, h, w, c), or vectors (n, d).
         input: what the detector will accept.
         chosen: the rows trained on.
         folds: one per member.
@@ -47,6 +49,8 @@ class Problem:
         data_digest: SHA-256 of the samples.
         rows_digest: SHA-256 of their labels.
         preparation: how the samples were made.
+        scaled: whether the vectors are scaled already; where they are too many for the memory each
+            batch is.
     """
 
     samples: npt.NDArray[Any]
@@ -59,11 +63,16 @@ class Problem:
     data_digest: str
     rows_digest: str
     preparation: Mapping[str, Any] = field(default_factory=dict)
+    scaled: bool = True
 
     @property
     def transform(self) -> InputTransform:
         """From these samples to network input."""
-        return InputTransform(value_range=self.input.value_range, image=self.input.is_image)
+        return InputTransform(
+            value_range=self.input.value_range,
+            image=self.input.is_image,
+            scaling=None if self.scaled else self.scaling,
+        )
 
 
 def pose_problem(
@@ -98,12 +107,15 @@ def pose_problem(
         hold_outliers=learned or config.patience is not None or config.select == "best",
         seed=config.seed,
     )
-    scaling = None
+    scaling, at_once = None, True
     if spec.kind == "vector":
         used = np.concatenate([chosen.normals, chosen.outliers])
-        scaling = fit_scaling(samples[used], config.scale)
-        scaled = InputTransform(value_range=accepts.value_range, image=False, scaling=scaling)
-        samples = scaled(np.array(samples)).numpy()  # once, not in every batch
+        at_once = samples.size <= _MOST_AT_ONCE
+        step = max(1, used.size * samples.shape[1] // _MOST_AT_ONCE)
+        scaling = fit_scaling(samples[used[::step]], config.scale)
+        if at_once:
+            scaled = InputTransform(value_range=accepts.value_range, image=False, scaling=scaling)
+            samples = scaled(np.array(samples)).numpy()  # once, not in every batch
     return Problem(
         samples=samples,
         input=accepts,
@@ -115,6 +127,7 @@ def pose_problem(
         data_digest=data_digest,
         rows_digest=rows_digest,
         preparation=preparation,
+        scaled=at_once,
     )
 
 

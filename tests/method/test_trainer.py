@@ -343,6 +343,23 @@ def test_without_outliers_nothing_is_learned_about_them(
     assert detector.contract.fusion.norm_weight == vector_config().fusion.norm_weight
 
 
+def test_vectors_too_many_for_the_memory_are_scaled_in_batches(
+    vector_store: MakeStore,
+    vector_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the same weights; of twice as many only every second row gives the scaling."""
+    store = vector_store()
+    train(store, vector_config(), tmp_path / "at-once")
+    monkeypatch.setattr("esad_med.method.problem._MOST_AT_ONCE", store.samples.size - 1)
+    train(store, vector_config(), tmp_path / "in-batches")
+    assert weights_of(tmp_path / "at-once") == weights_of(tmp_path / "in-batches")
+    monkeypatch.setattr("esad_med.method.problem._MOST_AT_ONCE", store.samples.size // 2)
+    half = train(store, vector_config(), tmp_path / "half")
+    assert half.contract.scaling.center[0] == pytest.approx(store.samples[::2, 0].mean())
+
+
 def test_cross_fitted_members_hold_out_different_normals(
     vector_store: MakeStore, vector_config: MakeConfig, tmp_path: Path
 ) -> None:
