@@ -77,9 +77,9 @@ def inference_config(contract: "Contract") -> dict[str, Any]:
     radiographs = is_of_radiographs(contract)
     suffixes = _RADIOGRAPH_SUFFIXES if radiographs else _SUFFIXES
     reading = _read_radiographs(contract) if radiographs else _read_pictures(contract)
-    imports = ["$import pathlib", "$import torch"]
+    ours = ["$import data_prep.xray_chain as xray_chain"] if radiographs else []
     return {
-        "imports": [*imports, "$from data_prep import xray_chain"] if radiographs else imports,
+        "imports": ["$import pathlib", "$import torch", *ours],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
