@@ -21,6 +21,7 @@ from esad_med.base.limits import Limits
 from esad_med.base.store import REQUIRED_COLUMNS
 from esad_med.cli.app import app
 from esad_med.method.config import PRESETS, TrainConfig
+from pipelines.auditing import AuditConfig
 from pipelines.cells import CellConfig
 from pipelines.dicom_settings import NodeConfig
 from pipelines.importing import ImportConfig
@@ -43,6 +44,7 @@ SPECS: dict[str, type[Spec]] = {
     "xray": XrayStoreConfig,
     "triage": TriageConfig,
     "serve": NodeConfig,
+    "audit": AuditConfig,
     "benchmark": BenchmarkConfig,
 }
 for _module in pkgutil.iter_modules(esad_med.cli.__path__):
