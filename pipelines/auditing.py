@@ -28,6 +28,7 @@ from pipelines.audit_reading import Looks, StoreLooks
 Indices = npt.NDArray[np.int64]
 _LEAST_CONTRAST = 4.0  # gray levels: flatter pictures are alike whatever they show
 _LEAST_RANKED = 20
+_LEAST_PX = 8
 _SCORED = 256
 
 
@@ -187,7 +188,7 @@ def choose_look(store: SampleStore, config: AuditConfig) -> Look:
     """Tissue, upright pictures, or table rows: by the contract, or as the settings say.
 
     Raises:
-        ConfigError: ``look`` is set for a store of table rows.
+        ConfigError: ``look`` is set for a store of table rows; pictures of a few pixels.
     """
     if store.samples.ndim == 2:
         if config.look != "auto":
@@ -196,6 +197,12 @@ def choose_look(store: SampleStore, config: AuditConfig) -> Look:
                 " at auto"
             )
         return "vector"
+    height, width = store.samples.shape[1:3]
+    if min(height, width) < _LEAST_PX:
+        raise ConfigError(
+            f"{store.path}: pictures of {width}x{height} pixels, expected at least"
+            f" {_LEAST_PX}x{_LEAST_PX}; smaller ones have no texture to compare"
+        )
     if config.look != "auto":
         return config.look
     contract = store.contract

@@ -23,6 +23,7 @@ from esad_med.cli.app import app
 from esad_med.method.config import PRESETS, TrainConfig
 from pipelines.calibrating import CalibrationConfig
 from pipelines.camelyon16_scoring import Camelyon16Config
+from pipelines.auditing import AuditConfig
 from pipelines.cells import CellConfig
 from pipelines.dicom_settings import NodeConfig
 from pipelines.features import FeatureConfig
@@ -49,6 +50,7 @@ SPECS: dict[str, type[Spec]] = {
     "xray": XrayStoreConfig,
     "triage": TriageConfig,
     "serve": NodeConfig,
+    "audit": AuditConfig,
     "benchmark": BenchmarkConfig,
     "camelyon16": Camelyon16Config,
     "view": ViewSpec,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
@@ -18,6 +19,7 @@ Indices = npt.NDArray[np.int64]
 _TRIMMED = 0.1  # share of the samples that a second round does not take for normal
 _STRENGTH = 0.03  # inverse of the classifier's regularization, for directions of the scale:
 _HALF_WHITE = 3  # each divided by the root of its deviation, best of three whitenings for tissue
+_TREES = 100
 _LEAST_OUTLIERS = 5  # to learn a classifier and to say what it is worth
 _LEAST_GROUPS = 5
 _BLOCK = 8192
@@ -46,7 +48,7 @@ class Ranking:
 
     Attributes:
         score: what they are ranked by.
-        distance: from what is usual: to the nearest others, the most suspicious tenth left out.
+        distance: from what is usual, without the most suspicious tenth.
         likeness: to the labeled outliers, by a classifier; None where there are too few.
         weights: of distance and likeness in the score, by how well each tells the labeled outliers
             from the unlabeled samples, 0 to 1.
@@ -71,10 +73,11 @@ def rank_pollution(
 
     Every sample is scored by what was learned without its fold, and folds keep groups (patients,
     cases) whole where there are five of them: a slide full of tumor does not vouch for itself.
-    Two terms: the mean distance to the nearest others, and, with five labeled outliers, a logistic
-    regression of labeled outliers against unlabeled samples. Both are learned twice, the second
-    time without the tenth that the first found most suspicious. Each counts by its AUC for the
-    labeled outliers against the unlabeled samples, as 2 AUC - 1.
+    Two terms: the distance from what is usual (to the nearest others, and an isolation forest),
+    and, with five labeled outliers, a logistic regression of labeled outliers against unlabeled
+    samples. Neighbors and regression are learned twice, the second time without the tenth that the
+    first found most suspicious. Each term counts by its AUC for the labeled outliers against the
+    unlabeled samples, as 2 AUC - 1.
 
     Args:
         unlabeled: (n, k) features, at least two.
@@ -114,7 +117,10 @@ def _deal(
         for key in rng.permutation(len(size))[np.argsort(-size[rng.permutation(len(size))])]:
             fold[key] = load.argmin()
             load[fold[key]] += size[key]
-    return fold[keys[: len(groups)]], fold[keys[len(groups) :]], whole
+    own, others = fold[keys[: len(groups)]], fold[keys[len(groups) :]]
+    if len(others) and len(np.unique(others)) == 1:  # one fold would be left without any
+        others = rng.permutation(len(others)) % count
+    return own, others, whole
 
 
 def _distances(
@@ -125,7 +131,11 @@ def _distances(
     pool: Indices,
     rule: RankingRule,
 ) -> tuple[Values, Values]:
-    """Mean distance to the nearest references of other folds, of samples and labeled outliers."""
+    """How far samples and labeled outliers are from the references of other folds.
+
+    The mean of two standings: the mean distance to the nearest ones, and how soon a sample is
+    isolated.
+    """
     usual = np.ones(len(pool), bool)
     for _ in range(2):
         found, known = np.zeros(len(unlabeled)), np.zeros(len(outliers))
@@ -144,6 +154,42 @@ def _distances(
                     part = own[start : start + _BLOCK]
                     into[part] = near.kneighbors(all_of[part])[0].mean(axis=1)
         usual = found[pool] <= np.quantile(found[pool], 1 - _TRIMMED)
+    near_by = _in_deviations(found, known)
+    rare = _in_deviations(*_rarities(unlabeled, outliers, folds, outlier_folds, pool, rule.seed))
+    distance, standing = ((a + b) / 2 for a, b in zip(near_by, rare, strict=True))
+    return distance, standing
+
+
+def _rarities(
+    unlabeled: npt.NDArray[np.float32],
+    outliers: npt.NDArray[np.float32],
+    folds: Indices,
+    outlier_folds: Indices,
+    pool: Indices,
+    seed: int,
+) -> tuple[Values, Values]:
+    """How soon random cuts isolate samples and labeled outliers from those of other folds.
+
+    Anomalies that are many of one kind are each other's nearest, but still few.
+    """
+    found, known = np.zeros(len(unlabeled)), np.zeros(len(outliers))
+    for fold in np.unique(np.concatenate([folds, outlier_folds])):
+        others = pool[folds[pool] != fold]
+        forest = IsolationForest(n_estimators=_TREES, random_state=seed)
+        forest.fit(unlabeled[others if len(others) else pool])
+        for all_of, place, into in (
+            (unlabeled, folds, found),
+            (outliers, outlier_folds, known),
+        ):
+            own = np.flatnonzero(place == fold)
+            for start in range(0, len(own), _BLOCK):
+                raise_if_interrupted()
+                part = own[start : start + _BLOCK]
+                into[part] = -forest.score_samples(all_of[part])  # high is normal to scikit-learn
+    return found, known
+
+
+def _in_deviations(found: Values, known: Values) -> tuple[Values, Values]:
     middle, unit = _scale(found)
     return (found - middle) / unit, (known - middle) / unit
 
