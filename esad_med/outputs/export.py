@@ -111,6 +111,9 @@ def export_detector(
     if format == "onnx":
         check_onnx_installed()
     samples = compose_reference(detector) if reference is None else reference
+    if format == "monai-bundle" and is_of_radiographs(detector.contract):
+        # a plain picture is no radiograph, our reader finds
+        samples = samples[np.ptp(samples.reshape(len(samples), -1), axis=1) > 0]
     with hold_output(out):
         _refuse_other_folder(out, overwrite=overwrite)
         with atomic_folder(out) as folder:
@@ -120,7 +123,13 @@ def export_detector(
             else:
                 worst = _export_program(detector, folder, samples, format)
             record = Export(
-                *(format, detector.digest, reference_name, len(samples), worst, RULE, versions())
+                format=format,
+                detector=detector.digest,
+                reference=reference_name,
+                samples=len(samples),
+                largest_difference=worst,
+                rule=RULE,
+                versions=versions(),
             )
             _finish(detector, folder, record)
     return record
@@ -150,8 +159,6 @@ def _export_bundle(
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir()
     radiographs = is_of_radiographs(contract)
-    if radiographs:  # a plain picture is none, our reader finds
-        samples = samples[np.ptp(samples.reshape(len(samples), -1), axis=1) > 0]
     with TemporaryDirectory() as pictures:
         paths = write_pictures(samples, Path(pictures), enlarged=radiographs)
         samples = np.stack([read(path) for path in paths])
