@@ -216,8 +216,7 @@ def _read_row(
     if files is None:
         path = _find_file(manifest, row["path"], where)
     else:
-        stem = Path(row["path"]).stem
-        path = files.get(stem) or files.get(row.get("case_id", "")) or manifest.parent / row["path"]
+        path = _match_file(files, row, where)
     case_id = row.get("case_id") or path.stem
     split = row.get("split", "").lower()
     if split not in SPLITS:
@@ -260,6 +259,14 @@ def _find_file(manifest: Path, name: str, where: str) -> Path:
     if not name or not os.path.exists(path):  # noqa: PTH110 - False for names that cannot be
         raise CaseError(f"{where}: '{name}' does not exist (relative paths start at the manifest)")
     return path.absolute()
+
+
+def _match_file(files: Mapping[str, Path], row: dict[str, str], where: str) -> Path:
+    """The file of a row by the stem of its path, or by its case_id; else the bare name."""
+    stem, case_id = Path(row["path"]).stem.replace("\0", "?"), row.get("case_id", "")
+    if not stem and not case_id:
+        raise CaseError(f"{where}: neither path nor case_id, expected one that names a file")
+    return files.get(stem) or files.get(case_id) or Path(stem or case_id)
 
 
 def _find_annotation(manifest: Path, name: str, where: str) -> Path:

@@ -16,6 +16,7 @@ _EXTRAS = {
     "reference": ("staintools", "spams-bin"),
     "dicom": ("highdicom", "pynetdicom", "pylibjpeg-libjpeg", "prometheus_client"),
     "cluster": ("dask", "distributed"),
+    "onnx": ("onnx", "onnxruntime"),
 }
 _GIB = 1 << 30
 

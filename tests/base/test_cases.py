@@ -1,5 +1,7 @@
 """Manifests: what they may say, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from esad_med.base.cases import Case, check_cases, check_patients, files_below, read_manifest
@@ -17,6 +19,21 @@ def manifest(folder, text):
     path = folder / "manifest.csv"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_rows_may_name_other_files_of_their_cases(tmp_path):
+    files = {"a": tmp_path / "a.h5", "b": tmp_path / "b.h5"}
+    table = tmp_path / "slides.csv"
+    table.write_text("path,case_id,split\nfar/a.svs,,train\n,b,test\ngone/c.svs,d,\n")
+    cases = read_manifest(table, files=files)
+    assert [(case.case_id, case.path) for case in cases] == [
+        ("a", files["a"]),
+        ("b", files["b"]),
+        ("d", Path("c")),
+    ]
+    table.write_text("path,case_id\n,\n")
+    with pytest.raises(CaseError, match="line 2: neither path nor case_id"):
+        read_manifest(table, files=files)
 
 
 def test_a_full_manifest_is_read(folder):

@@ -1,6 +1,7 @@
 """Encoders from elsewhere: preparation, outputs, identity; hostile models are refused."""
 
 import pickle
+import sys
 
 import numpy as np
 import onnx
@@ -336,6 +337,13 @@ def test_a_model_that_asks_for_too_much_memory_is_refused(path):
     shape = numpy_helper.from_array(np.array([1 << 20, 1 << 26]), "shape")
     write_graph(path, nodes, [shape], [N, 3, 8, 8], [N, 8])
     refused(path, "m.onnx")
+
+
+def test_without_onnx_runtime_the_remedy_is_told(path, monkeypatch):
+    write_encoder(path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"onnxruntime is missing.*esad-med\[onnx\]"):
+        load_encoder(path)
 
 
 def test_no_device_is_made_up(path):

@@ -261,6 +261,19 @@ def test_a_table_gives_labels_and_names_every_slide(run_command, composed, tmp_p
 @pytest.mark.parametrize(
     ("options", "word"),
     [
+        (("--features-h5",), "--encoder"),
+        (("--protocol", "dpa", "--encoder", "m.onnx"), "dpa"),
+    ],
+)
+def test_tiling_options_that_do_not_go_together(run_command, composed, tmp_path, options, word):
+    outcome = run_command("tile", composed, "--out", tmp_path / "s", *options)
+    assert outcome.code == 2
+    assert word in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
         (("--features", "x.h5", "--crop", 64), "--features"),
         (("--encoder-name", "e"), "pictures"),
         ((), "FOLDER"),
