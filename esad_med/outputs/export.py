@@ -205,6 +205,8 @@ def _facts(detector: "Detector") -> dict[str, str]:
 def _finish(detector: "Detector", folder: Path, record: Export) -> None:
     """The files that every export has; the checksums last."""
     write_text(folder / "contract.json", detector.contract.model_dump_json(indent=2) + "\n")
+    if detector.decisions is not None:  # thresholds travel with the scores they are of
+        detector.decisions.save(folder / "decisions.json")
     write_json(folder / RECORD, asdict(record))
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     sums = {file.relative_to(folder).as_posix(): digest_file(file) for file in files}

@@ -13,7 +13,14 @@ from esad_med.base.errors import CaseError, ConfigError, ModelError
 from esad_med.base.runs import read_json, write_json
 from esad_med.base.store import SampleStore
 from esad_med.base.store_writing import write_store
-from esad_med.method.decisions import DECISIONS, Decisions, Level, Normals, OperatingPoint
+from esad_med.method.decisions import (
+    DECISIONS,
+    Decisions,
+    Level,
+    Normals,
+    OperatingPoint,
+    load_decisions,
+)
 from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
 from pipelines.calibrating import CalibrationConfig, calibrate, calibrate_folder
@@ -353,6 +360,16 @@ def test_a_triage_says_what_is_decided(xray_detectors, write_dicom, tmp_path):
         codes[row["decision"]] = text
     assert "'ALARM'" in codes["alarm"]
     assert "Conformal p-value" in codes["alarm"]
+
+
+def test_thresholds_travel_with_an_export(trained, held_out, tmp_path):
+    from pipelines.exporting import export
+
+    detector = Detector.load(trained)
+    decisions = calibrate(detector, held_out(), settings())
+    Detector(detector.contract, detector.weights, decisions=decisions).save(tmp_path / "detector")
+    export(tmp_path / "detector", tmp_path / "out", format="torch-export")
+    assert load_decisions(tmp_path / "out" / DECISIONS) == decisions
 
 
 def test_unknown_settings_are_named():
