@@ -44,7 +44,8 @@ LOADERS = {
     **dict.fromkeys(("json.loads", "picture.load", "Detector.load", "self.average.load"), ""),
     "np.load": "allow_pickle=False",
     "torch.load": "weights_only=True",
-    "torch.export.load": "written",  # it can run one: only what this process wrote a moment before
+    # it can run one: only what this process wrote a moment before, or what a user says is trusted
+    "torch.export.load": ("written", "trusted"),
     "yaml.load": "_Loader",  # a SafeLoader
 }
 PROGRAMS = {"eval", "exec", "__import__", "pickle", "dill", "cloudpickle", "joblib", "shelve"}
@@ -137,7 +138,8 @@ def unsafe_loads(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             called, text = ast.unparse(node.func), ast.unparse(node)
             known = LOADERS.get(called)
-            if node.func.attr in {"load", "loads"} and (known is None or known not in text):
+            wanted = (known,) if isinstance(known, str) else known or ()
+            if node.func.attr in {"load", "loads"} and not any(word in text for word in wanted):
                 yield text
 
 

@@ -35,7 +35,11 @@ Precision = Annotated[
 
 EncoderFile = Annotated[
     Path | None,
-    typer.Option("--encoder", help="ONNX model that turns pictures into embeddings."),
+    typer.Option("--encoder", help="ONNX model or .pt2 that turns pictures into embeddings."),
+]
+TrustEncoder = Annotated[
+    bool,
+    typer.Option("--trust-encoder", help="The encoder is a .pt2, which may run programs: let it."),
 ]
 
 Workers = Annotated[

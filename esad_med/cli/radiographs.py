@@ -15,6 +15,7 @@ from esad_med.cli.options import (
     Resources,
     Scheduler,
     Set,
+    TrustEncoder,
     TrustScheduler,
     Workers,
     overrides,
@@ -44,6 +45,7 @@ def xray(
     seed: Annotated[int | None, typer.Option(help="Of the split and the drawn outliers.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count by table and lists.")] = False,
     encoder: EncoderFile = None,
+    trust_encoder: TrustEncoder = False,
     workers: Workers = 1,
     config: ConfigFile = None,
     settings: Set = None,
@@ -83,7 +85,7 @@ def xray(
             out,
             chosen,
             lists=lists,
-            encoder=load_encoder(encoder, limits=chosen.limits),
+            encoder=load_encoder(encoder, limits=chosen.limits, trusted=trust_encoder),
             overwrite=overwrite,
             place=Place(workers),
             progress=progress,
@@ -125,6 +127,7 @@ def triage(
         bool, typer.Option("--dicom", help="Also write an SR and an SC per DICOM study.")
     ] = False,
     encoder: EncoderFile = None,
+    trust_encoder: TrustEncoder = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     workers: Workers = 1,
     scheduler: Scheduler = "",
@@ -151,7 +154,7 @@ def triage(
         eligibility__missing_view=missing_view,
     )
     chosen = load_config(TriageConfig, config, flags)
-    embeds = load_encoder(encoder, device=device, limits=chosen.limits)
+    embeds = load_encoder(encoder, device=device, limits=chosen.limits, trusted=trust_encoder)
     by_view = load_detectors(detector, device=device, encoder=embeds)
     with ProgressBar() as progress:
         summary = run(

@@ -18,6 +18,7 @@ from esad_med.cli.options import (
     Scheduler,
     Set,
     Slides,
+    TrustEncoder,
     TrustScheduler,
     Workers,
     overrides,
@@ -55,6 +56,7 @@ def tile(
         bool, typer.Option("--hdf5", help="Also write CLAM / TRIDENT coordinates.")
     ] = False,
     encoder: EncoderFile = None,
+    trust_encoder: TrustEncoder = False,
     features_h5: Annotated[
         bool, typer.Option("--features-h5", help="With --encoder: also TRIDENT feature files.")
     ] = False,
@@ -107,7 +109,7 @@ def tile(
     chosen = load_config(PathologyConfig, config, flags)
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations, limits=chosen.limits)
     colors = load_target(target, chosen.stain)
-    embeds = None if dry_run else load_encoder(encoder, limits=chosen.limits)
+    embeds = None if dry_run else load_encoder(encoder, limits=chosen.limits, trusted=trust_encoder)
     with ProgressBar() as progress:
         if dry_run:
             summary = plan_slides(cases, chosen, say=say)
@@ -189,6 +191,7 @@ def import_(
     ] = None,
     annotations: Annotations = None,
     encoder: EncoderFile = None,
+    trust_encoder: TrustEncoder = False,
     path: Annotated[str | None, typer.Option(help="Column of the picture's path.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of 0 / 1, normal / tumor.")] = None,
     id: Annotated[str | None, typer.Option(help="Column of unique names.")] = None,
@@ -247,7 +250,7 @@ def import_(
             out,
             chosen,
             target=load_target(target, chosen.stain),
-            encoder=load_encoder(encoder, limits=chosen.limits),
+            encoder=load_encoder(encoder, limits=chosen.limits, trusted=trust_encoder),
             overwrite=overwrite,
             place=Place(workers),
             progress=progress,

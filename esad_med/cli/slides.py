@@ -18,6 +18,7 @@ from esad_med.cli.options import (
     Scheduler,
     Set,
     Slides,
+    TrustEncoder,
     TrustScheduler,
     Workers,
     overrides,
@@ -36,6 +37,7 @@ def screen(
         typer.Option(help="geojson, asap, dicom, parquet; repeatable, geojson if none is named."),
     ] = None,
     encoder: EncoderFile = None,
+    trust_encoder: TrustEncoder = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Precision = "float32",
     workers: Workers = 1,
@@ -55,7 +57,7 @@ def screen(
     from pipelines.screening import screen_slides, screening_config
 
     model = Detector.load(detector, device=device)
-    embeds = load_encoder(encoder, device=device)
+    embeds = load_encoder(encoder, device=device, trusted=trust_encoder)
     changes = overrides(settings, exports__write=write)
     chosen = screening_config(model, config, changes, encoder=embeds)
     cases = find_cases(slides, mpp=slide_mpp, annotations=annotations, limits=chosen.limits)

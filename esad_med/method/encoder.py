@@ -1,6 +1,7 @@
-"""An encoder from elsewhere, as ONNX: pictures become embeddings, always prepared alike.
+"""An encoder from elsewhere: pictures become embeddings, always prepared alike.
 
 MODEL.onnx   the network; weights may lie in files beside it
+MODEL.pt2    or a program of `torch.export`, where its user trusts it
 MODEL.yaml   how its input is prepared (`EncoderSpec`); goes over what the model says of it itself
 """
 
@@ -8,7 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -24,7 +25,8 @@ from esad_med.base.interrupts import raise_if_interrupted
 from esad_med.base.limits import Limits
 from esad_med.base.runs import digest_bytes
 from esad_med.base.text_limits import parse_json
-from esad_med.method.encoder_files import check_model, digest_model
+from esad_med.method.encoder_files import ModelFiles, check_model, digest_model
+from esad_med.method.encoder_program import SUFFIX, ProgramSession
 
 METADATA = "esad."  # before the settings of `EncoderSpec` in a model's metadata, values as JSON
 #: Embeddings have no range of their own: whatever a finite float32 can be.
@@ -142,8 +144,21 @@ class Encoder:
         identity: what contracts keep of it.
     """
 
-    def __init__(self, path: Path, *, device: str = "auto", limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "auto",
+        limits: Limits | None = None,
+        trusted: bool = False,
+    ) -> None:
         """Load a model and send one picture through it.
+
+        Args:
+            path: the model.
+            device: auto, cpu or cuda.
+            limits: how large its files may be.
+            trusted: whether a file that can run programs when it is read, may.
 
         Raises:
             ConfigError: the extra ``onnx`` is not installed, the sidecar is wrong, or there is no
@@ -151,10 +166,15 @@ class Encoder:
             ModelError: not a model that can be used: damaged, too large, of other inputs or
                 outputs, with operations that ONNX Runtime has not, or with data outside its folder.
         """
-        self.path, self.device = path.resolve(), device
+        self.path, self.device, self._trusted = path.resolve(), device, trusted
         limits = limits or Limits()
-        found = check_model(self.path, limits)
-        self._session = _open_session(self.path, found.data, device)
+        self._is_program = trusted and self.path.suffix.lower() == SUFFIX
+        if self._is_program:
+            self._session: Any = ProgramSession(self.path, device=device, limits=limits)
+            found = ModelFiles(self._session.data, ())
+        else:
+            found = check_model(self.path, limits)
+            self._session = _open_session(self.path, found.data, device)
         spec = _read_spec(self.path, _metadata(self._session))
         self._input = self._check_input(spec)
         self.spec = self._complete(spec)
@@ -217,7 +237,7 @@ class Encoder:
 
     def __reduce__(self) -> tuple[Callable[..., "Encoder"], tuple[object, ...]]:
         """To another process goes the file's name, to be loaded there: sessions cannot be sent."""
-        return _load_again, (self.path, self.device, self.identity.digest)
+        return _load_again, (self.path, self.device, self.identity.digest, self._trusted)
 
     @property
     def _fixed_batch(self) -> int | None:
@@ -302,9 +322,9 @@ class Encoder:
         if fixed and count < fixed:  # fill up: the last pictures again
             x = np.concatenate([x, np.repeat(x[-1:], fixed - count, axis=0)])
         try:
-            with _run_options(seconds) as options:
+            with nullcontext() if self._is_program else _run_options(seconds) as options:
                 (found,) = self._session.run([self._output], {self._input.name: x}, options)
-        except Exception as error:  # ONNX Runtime's own, by kind of failure; none has a common base
+        except Exception as error:  # the runtime's own, by kind of failure; none has a common base
             raise ModelError(f"{self.path}: fails on pictures ({_first_line(error)})") from error
         return self._embedding(np.asarray(found))[:count]
 
@@ -339,25 +359,27 @@ class Encoder:
 
 
 @overload
-def load_encoder(path: Path, *, device: str = "auto", limits: Limits | None = None) -> Encoder: ...
+def load_encoder(
+    path: Path, *, device: str = "auto", limits: Limits | None = None, trusted: bool = False
+) -> Encoder: ...
 
 
 @overload
 def load_encoder(
-    path: Path | None, *, device: str = "auto", limits: Limits | None = None
+    path: Path | None, *, device: str = "auto", limits: Limits | None = None, trusted: bool = False
 ) -> Encoder | None: ...
 
 
 def load_encoder(
-    path: Path | None, *, device: str = "auto", limits: Limits | None = None
+    path: Path | None, *, device: str = "auto", limits: Limits | None = None, trusted: bool = False
 ) -> Encoder | None:
     """The encoder of a file, None for none; see `Encoder`."""
-    return None if path is None else Encoder(path, device=device, limits=limits)
+    return None if path is None else Encoder(path, device=device, limits=limits, trusted=trusted)
 
 
 @lru_cache(maxsize=2)
-def _load_again(path: Path, device: str, digest: str) -> Encoder:
-    encoder = Encoder(path, device=device)
+def _load_again(path: Path, device: str, digest: str, trusted: bool) -> Encoder:
+    encoder = Encoder(path, device=device, trusted=trusted)
     if encoder.identity.digest != digest:
         raise ModelError(f"{path}: was changed while it was in use; start the command again")
     return encoder

@@ -40,9 +40,10 @@ def check_model(path: Path, limits: Limits) -> ModelFiles:
     """
     if path.suffix.lower() in {".pt2", ".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt"}:
         raise ModelError(
-            f"{path}: files of torch can run programs when they are read (torch.export.load"
-            " unpickles and evaluates what stands in them), so none is; export the model to ONNX"
-            " where you trust it, by torch.onnx.export(model, (example,), FILE, dynamo=True)"
+            f"{path}: files of torch can run programs when they are read (PyTorch unpickles and"
+            " evaluates what stands in them), so none is; export the model to ONNX where you trust"
+            " it, by torch.onnx.export(model, (example,), FILE, dynamo=True), or pass"
+            " --trust-encoder with a .pt2 of torch.export whose maker you trust"
         )
     try:
         import onnx
