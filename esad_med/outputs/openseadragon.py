@@ -49,12 +49,12 @@ def read_openseadragon() -> dict[str, bytes]:
 
 def _read_checked(name: str) -> bytes:
     path = _folder() / name
-    how = "; ".join(REMEDY)
+    how = "\n    ".join(("run", *REMEDY))
     if not path.is_file():
-        raise ConfigError(f"OpenSeadragon {VERSION} is not installed ({name}); run: {how}")
+        raise ConfigError(f"OpenSeadragon {VERSION} is not installed ({name}); {how}")
     data = read_file(path, most_mib=_MOST_MIB, setting="file_mib", error=ConfigError)
     if hashlib.sha256(data).hexdigest() != _MEMBERS[name][1]:
-        raise ConfigError(f"{name}: is not that of OpenSeadragon {VERSION}; run: {how}")
+        raise ConfigError(f"{name}: is not that of OpenSeadragon {VERSION}; {how}")
     return data
 
 
