@@ -197,19 +197,27 @@ def _write_evaluation(out: Path, result: Evaluation, table: pd.DataFrame) -> Non
 
 
 def _forest(rows: pd.DataFrame, section: str | None, name: str) -> list[ForestRow]:
-    shown = (("auc", "AUC"), ("sensitivity", "sensitivity"), ("specificity", "specificity"))
+    shown = {"auc": "AUC", "sensitivity": "sensitivity"}
+    if section:  # kinds of outliers share their normals
+        shown["specificity"] = "specificity"
     return [
         ForestRow(
             section=str(row[section]) if section else "",
-            label=f"{row[name]} ({row['training']})" if row.get("training") else str(row[name]),
+            label=_label(row, name),
             counts=f"{row['n_normal']:,} / {row['n_anomalous']:,}",
             values={
-                title: (row[key], row[f"{key}_low"], row[f"{key}_high"]) for key, title in shown
+                title: (row[key], row[f"{key}_low"], row[f"{key}_high"])
+                for key, title in shown.items()
             },
             warning=bool(row["warning"]),
         )
         for row in rows.to_dict("records")
     ]
+
+
+def _label(row: dict[Any, Any], name: str) -> str:
+    text, training = str(row[name]), row.get("training")
+    return f"{text} ({training})" if training and not text.startswith("all ") else text
 
 
 def join_columns(table: pd.DataFrame, path: Path) -> pd.DataFrame:

@@ -203,7 +203,12 @@ def _line(row: dict[Any, Any], names: tuple[str, str]) -> str:
         if not np.isnan(value):
             ends = "" if np.isnan(low) else f" ({low:.3f} to {high:.3f})"
             shown.append(f"{'AUC' if name == 'auc' else name} {value:.3f}{ends}")
-    title = " ".join(str(row[name]) for name in names if row[name])
+    apart, low, high = (row.get(f"auc_difference{end}", np.nan) for end in ("", "_low", "_high"))
+    if not np.isnan(low):
+        other = row.get("reference", "all seen")
+        shown.append(f"AUC {apart:+.3f} ({low:+.3f} to {high:+.3f}) against {other}")
+    whole = str(row[names[0]]).startswith("all ")  # says itself whether it was seen
+    title = " ".join(str(row[name]) for name in names[: 1 if whole else 2] if row[name])
     warning = f" [{row['warning']}]" if row["warning"] else ""
     counts = f"{row['n_normal']} normal, {row['n_anomalous']} anomalous"
     return f"{title:>14}: {', '.join(shown) or 'one class only'} ({counts}){warning}"

@@ -85,7 +85,15 @@ def _draw(axes: Axes, lines: Sequence[ForestRow | str], measure: str) -> None:
         if not math.isnan(low):
             axes.plot([low, high], [at, at], color=color, linewidth=1.4)
         axes.plot(
-            value, at, "o", color=color, markerfacecolor=face, markersize=5, markeredgewidth=1.2
+            value,
+            at,
+            "o",
+            color=color,
+            markerfacecolor=face,
+            markersize=5,
+            markeredgewidth=1.2,
+            clip_on=False,
+            zorder=3,
         )
     axes.set_xlim(0 if lowest < 0.45 else 0.4, 1.02)
     axes.set_ylim(len(lines) - 0.4, -0.6)

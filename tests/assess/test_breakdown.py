@@ -172,7 +172,11 @@ def test_kinds_seen_and_unseen():
     part = table[(table["truth"] == 0) | (table["findings"] == "Hernia")]
     assert rows.loc["all unseen", "auc"] == pytest.approx(auc(part["truth"], part["score"]))
     assert rows.loc["all unseen", "auc_difference_high"] < -0.1
-    assert "as given: Mass" in str(result)
+    text = str(result)
+    assert "as given: Mass" in text
+    assert "all unseen: AUC" in text
+    assert "Hernia unseen: AUC" in text
+    assert "against all seen" in text
 
 
 def test_kinds_labeled_in_the_table_were_seen_and_do_not_test_themselves():
