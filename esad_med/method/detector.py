@@ -37,7 +37,7 @@ from esad_med.base.store import SampleStore
 from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
 from esad_med.method.devices import choose_device
-from esad_med.method.encoder import EncoderIdentity, check_encoder
+from esad_med.method.encoder_identity import EncoderIdentity, check_encoder
 from esad_med.method.memory import BatchesThatFit
 from esad_med.method.scores import Scores, join_scores
 from esad_med.method.scoring_networks import Precision, ScoringNetworks, network_terms
