@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from esad_med.base.errors import ModelError
-from esad_med.method.encoder import VALUE_RANGE, Encoder, EncoderIdentity
+from esad_med.method.encoder import Encoder
+from esad_med.method.encoder_identity import VALUE_RANGE, EncoderIdentity
 
 
 def sample_form(shape: Sequence[int], encoder: Encoder | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from esad_med.base.runs import Failure, Progress, Say, no_progress
 from esad_med.base.store_writing import SamplePart
 from esad_med.base.timing import Stages
 from esad_med.method.contract import MPP_TOLERANCE
-from esad_med.method.encoder import EncoderIdentity
+from esad_med.method.encoder_identity import EncoderIdentity
 from pipelines.embedding import embedding_facts
 from pipelines.pathology import (
     LabelSpec,

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from esad_med.base.config import Spec, build_spec
 from esad_med.base.errors import ConfigError, ModelError, StoreError
 from esad_med.base.store import SampleStore
-from esad_med.method.encoder import EncoderIdentity, check_encoder
+from esad_med.method.encoder_identity import EncoderIdentity, check_encoder
 from esad_med.method.fusion import Fusion
 from esad_med.method.networks import ImageNetworkSpec, VectorNetworkSpec
 from esad_med.method.scaling import Scaling

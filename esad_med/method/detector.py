@@ -40,7 +40,7 @@ from esad_med.method.card import model_card
 from esad_med.method.contract import FORMAT, Contract, InputContract, check_input
 from esad_med.method.decisions import DECISIONS, Decisions, load_decisions
 from esad_med.method.devices import choose_device
-from esad_med.method.encoder import EncoderIdentity, check_encoder
+from esad_med.method.encoder_identity import EncoderIdentity, check_encoder
 from esad_med.method.examples import EXAMPLES, Examples, read_examples
 from esad_med.method.memory import BatchesThatFit
 from esad_med.method.scores import Scores, join_scores

@@ -14,12 +14,12 @@ from PIL import Image
 from esad_med.base.errors import ConfigError, ModelError
 from esad_med.base.limits import Limits
 from esad_med.method.contract import InputContract, check_input
-from esad_med.method.encoder import (
+from esad_med.method.encoder import load_encoder
+from esad_med.method.encoder_identity import (
     VALUE_RANGE,
     EncoderIdentity,
     EncoderSpec,
     check_encoder,
-    load_encoder,
 )
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
