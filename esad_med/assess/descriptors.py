@@ -66,8 +66,8 @@ def describe_for_copies(gray: Floats) -> Floats:
     both mirrors and under exchanging the axes. A turn only changes the signs of the odd ones, or
     exchanges two of them; so their absolute values, and of an exchanged pair the larger and the
     smaller one, stay. None of these steps moves two pictures further apart: the distance of two
-    descriptors is at most that of the two thumbnails in their best orientation. A search among
-    descriptors can bring false candidates, never miss a copy.
+    descriptors is at most that of the two thumbnails in their best orientation. Within one
+    radius, a search among descriptors brings false candidates but misses none.
 
     Args:
         gray: (n, h, w), 0 to 255.

@@ -5,10 +5,12 @@ import shutil
 import subprocess
 
 import pytest
+from test_audit_page import make_page
 from test_explain import explained_report
 from test_report import make_report
 from test_worklist import full_page
 
+from esad_med.outputs.audit_page import render_audit_page
 from esad_med.outputs.report import render_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -18,6 +20,7 @@ PAGES = {
     "report": lambda: render_report(make_report()),
     "explained": lambda: render_report(explained_report()),
     "worklist": full_page,
+    "audit": lambda: render_audit_page(make_page()),
 }
 SLIPPED = (
     "<script>document.body.dataset.ran = 'yes'</script>"
