@@ -215,7 +215,7 @@ def change_scanner(folder: Path, width: float) -> Iterator[dict[str, object]]:
         known, fresh = own[:CALIBRATED], own[CALIBRATED:]
         tile_slides(known, store, config, target=target, say=print)
         decisions = calibrate(detector, SampleStore(store), CalibrationConfig())
-        calibrated = detector.with_decisions(decisions)
+        calibrated = Detector(detector.contract, detector.weights, decisions=decisions)
         for scanner, cases in (("the same", fresh), ("another", others)):
             out = folder / f"screened_{stain}_{scanner.replace(' ', '_')}"
             screen_slides(cases, calibrated, out, screening_config(calibrated, None, []), say=print)
