@@ -22,7 +22,7 @@ NORMALS = {50.0: 1.0, 95.0: 2.0, 99.0: 3.0}
 DETECTOR = SimpleNamespace(
     threshold_at=NORMALS.__getitem__,
     digest="d" * 64,
-    input=SimpleNamespace(stain="none"),
+    input=SimpleNamespace(stain="none", encoder=None),
     contract=SimpleNamespace(decisions=None),
 )
 SET_ASIDE = Failure("lost", "screen", "SlideError", "lost.tif: the file is empty (0 bytes)")
@@ -57,7 +57,7 @@ def screening(composed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, case in enumerate(cases):
         with open_slide(case.path) as slide:
             result = draw_scores(case, slide, seed)
-            write_slide_results(out / case.case_id, result, slide, DETECTOR)
+            write_slide_results(out / case.case_id, result, slide, DETECTOR, exports=lambda _: [])
     found = [read_json(out / case.case_id / "slide.json", ConfigError) for case in cases]
     write_tables(out, found, [SET_ASIDE], cases=cases, earlier=Earlier())
     write_json(out / "run.json", {"detector": DETECTOR.digest, "began": "2026-01-02T03:04:05"})
