@@ -134,8 +134,8 @@ class Decisions(Spec):
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all of it."""
-        return digest_bytes(self.model_dump_json().encode())
+        """SHA-256 over all of it; without defaults, so that a later version's settings fit in."""
+        return digest_bytes(self.model_dump_json(exclude_defaults=True).encode())
 
     def save(self, path: Path) -> None:
         """Write it as JSON together with its digest, atomically.

@@ -120,7 +120,9 @@ class Detector:
     @property
     def score_digest(self) -> str:
         """SHA-256 over contract and weights: what its scores hang on, calibrated or not."""
-        return digest_bytes(self._contract_bytes(), tensors_to_bytes(self.weights))
+        # without defaults: a setting that a later version adds changes no detector's identity
+        said = self.contract.model_dump_json(exclude_defaults=True).encode()
+        return digest_bytes(said, tensors_to_bytes(self.weights))
 
     @property
     def input(self) -> InputContract:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from esad_med.base.errors import ConfigError, ModelError
 from esad_med.base.store import SampleStore
-from esad_med.method.contract import Calibration
+from esad_med.method.contract import Calibration, Contract
 from esad_med.method.detector import Detector, choose_device
 from esad_med.method.networks import EsadOutput, ImageNetwork
 from esad_med.method.terms import TermSpec
@@ -136,6 +136,16 @@ def test_saved_and_loaded_is_the_same(detector: Detector, tmp_path: Path) -> Non
     card = (tmp_path / "d" / "README.md").read_text(encoding="utf-8")
     assert "not for diagnosis" in card
     assert detector.digest in card
+
+
+def test_a_setting_that_a_version_adds_changes_no_identity(
+    detector: Detector
+) -> None:
+    class Later(Contract):
+        added: float | None = None
+
+    later = Later.model_validate(detector.contract.model_dump())
+    assert Detector(later, detector.weights).score_digest == detector.score_digest
 
 
 def test_saving_twice_gives_equal_bytes(detector: Detector, tmp_path: Path) -> None:
