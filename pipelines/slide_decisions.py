@@ -37,6 +37,7 @@ class DecidedSlide:
         false_share: of normals among these, at most, on average.
         calibration: what the p-values rest on, in words.
         facts: of the slide, for the comparison with the calibration.
+        least_p: of a tile that scores above all of the calibration's.
     """
 
     decision: Mapping[str, Any]
@@ -45,6 +46,7 @@ class DecidedSlide:
     false_share: float
     calibration: str
     facts: Mapping[str, float]
+    least_p: float
 
     def to_dict(self) -> dict[str, Any]:
         """Its part of ``slide.json``."""
@@ -69,6 +71,8 @@ class DecidedSlide:
             f"{count:,} of {len(self.p):,} tiles pointed at; of such tiles at most"
             f" {percent(self.false_share)} are normal ones, on average (Benjamini-Hochberg)."
         )
+        if not count:
+            tiles += f" No tile's p can be below {percent(self.least_p)} with this calibration."
         return ReportDecision(
             outcome=self.decision["outcome"],
             p_value=self.decision["p_value"],
@@ -100,6 +104,7 @@ def decide_slide(
         false_share=decisions.discoveries,
         calibration=f"{level.kind}s: {describe_normals(level)}, calibrated {decisions.created}",
         facts=facts,
+        least_p=1 / (decisions.samples.normals.units + 1),
     )
 
 
