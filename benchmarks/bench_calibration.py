@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", nargs="+", choices=(*SOURCES, "scanner"), default=None)
-    parser.add_argument("--splits", type=int, default=500)
+    parser.add_argument("--splits", type=int, default=5000)
     parser.add_argument("--width", type=float, default=0.0625)
     options = parser.parse_args()
     out, rows = ensure_folder(options.out), []
@@ -90,13 +90,14 @@ def measure(name: str, table: pd.DataFrame, splits: int):  # type: ignore[no-unt
     for rate in RATES:
         if calibrated < least_units(rate):
             continue
-        counts, single = np.empty(splits), np.empty(splits)
+        counts, single = np.empty(splits), np.full(splits, np.nan)
         for split in range(splits):
             order = random.permutation(len(names))
             known, new = order[:calibrated], order[calibrated:]
             threshold = alarm_threshold(normal_tail(highest[known]), rate)
             counts[split] = (highest[new] > threshold).sum()
-            single[split] = rate_of_samples(score, codes, known, new, rate)
+            if len(score) > len(names):
+                single[split] = rate_of_samples(score, codes, known, new, rate)
         hits = int(np.floor(rate * (calibrated + 1) + 1e-9))
         law = stats.betabinom(fresh, hits, calibrated + 1 - hits)
         low, high = law.ppf(0.025), law.ppf(0.975)
