@@ -1,5 +1,9 @@
 """Does a stated share of false alarms hold? On held-out data, over random splits; resumable.
 
+Random divisions of one pool are exchangeable by construction: the first table shows that the whole
+arithmetic keeps its law on real scores, with patients of several images, not that the next
+hospital's normals are like this one's. `scanner` shows what happens when they are not.
+
     python -m benchmarks.bench_calibration --out runs/calibration
 
 A small detector is trained on a part of each data set; the scores of all other normals are kept in

@@ -4,7 +4,7 @@ import datetime
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,7 @@ from esad_med.method.decisions import (
 from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
 from esad_med.method.scoring_networks import Precision
-from pipelines.case_facts import CaseColors, score_facts, stain_facts
+from pipelines.case_facts import CaseColors, score_facts, stain_facts, tiling_of
 from pipelines.operating_points import plural
 from pipelines.scoring import rows_of_split
 
@@ -66,13 +66,13 @@ class CalibrationConfig(Spec):
     review: float = Field(
         0.2,
         gt=0,
-        lt=1,
+        le=0.9,
         description="Share of normals above that zone, where too few anomalous cases are known.",
     )
     discoveries: float = Field(
         0.1, gt=0, lt=1, description="Share of normals among the tiles pointed at in a slide."
     )
-    others: tuple[float, ...] = Field(
+    others: tuple[Annotated[float, Field(gt=0, le=0.5)], ...] = Field(
         (0.01, 0.05, 0.1, 0.2), description="Further rates of false alarms to list."
     )
     tiles_by: Literal["patient", "tile"] = Field(
@@ -92,6 +92,7 @@ class _Scored:
     units: Names
     unit: str
     anomalous: npt.NDArray[np.bool_]
+    single: bool = False
 
     @property
     def normal_units(self) -> int:
@@ -176,7 +177,7 @@ def calibrate(
     store.verify()
     score, colors = _score(detector, store, chosen, rows, precision, progress)
     kinds = _KINDS.get(str(store.contract.get("modality")), ("sample", "sample"))
-    single = _Scored(kinds[0], score[kept], keys[kept], unit, anomalous[kept])
+    alone = _Scored(kinds[0], score[kept], keys[kept], unit, anomalous[kept])
     cases, why = _of_cases(store, rows, score, kinds[1])
     if cases is not None and cases.normal_units < least_units(config.false_alarms):
         why = _too_few(cases.normal_units, f"independent normal {plural(cases.kind)}", config)
@@ -186,11 +187,12 @@ def calibrate(
         data=store.digest,
         split=split or (_SPLIT if (rows["split"] == _SPLIT).all() else ""),
         precision=precision,
-        samples=_level(single, config),
+        samples=_level(alone, config),
         cases=None if cases is None else _level(cases, config),
         no_cases=why,
         discoveries=config.discoveries,
-        reference=_reference(store, rows[kept & ~anomalous], score, colors),
+        reference=_reference(store, rows[kept & ~anomalous], score, colors, kinds[0]),
+        tiling=tiling_of(store.contract.get("preparation") or {}),
         created=datetime.date.today().isoformat(),
     )
 
@@ -199,26 +201,31 @@ def _choose_rows(
     store: SampleStore, detector: Detector, split: str | None
 ) -> npt.NDArray[np.int64]:
     """The rows to calibrate on: none that trained the detector, or chose anything about it."""
-    trained = store.digest == detector.contract.training.data_digest
     splits = store.rows["split"].value_counts()
+    if split in ("train", "val"):
+        raise CaseError(
+            f"{store.path}: rows of split '{split}' train detectors or choose between them, so"
+            f" their scores promise nothing; use split '{_SPLIT}', another store, or --split test"
+        )
     if split is None and _SPLIT in splits:
         split = _SPLIT
-    if not trained:
-        return np.arange(len(store)) if split is None else rows_of_split(store, split)
+    if split is not None:
+        return rows_of_split(store, split)
     held = "; ".join(f"{count} of split '{name}'" for name, count in splits.items() if name)
-    if split is None:
+    if store.digest == detector.contract.training.data_digest:
         raise CaseError(
             f"{store.path}: the detector was trained on this store, and it has no rows of split"
             f" '{_SPLIT}' ({held or 'no splits at all'}); give normals of other patients this split"
             " in the manifest, name another store, or pass --split test, after which the test rows"
             " are no longer a fair test"
         )
-    if split in ("train", "val"):
+    chosen = np.flatnonzero(~store.rows["split"].isin(["train", "val"]))
+    if not len(chosen):
         raise CaseError(
-            f"{store.path}: rows of split '{split}' were used to train this detector, so their"
-            f" scores promise nothing; use split '{_SPLIT}', another store, or --split test"
+            f"{store.path}: all rows train ({held}); give normals of other patients the split"
+            f" '{_SPLIT}' in the manifest"
         )
-    return rows_of_split(store, split)
+    return chosen
 
 
 def _truths(rows: pd.DataFrame) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -287,16 +294,16 @@ def _of_cases(
     if known.empty:
         return None, f"no {kind} is named"
     truths = known.groupby("name")["truth"].agg(
-        lambda t: 1 if (t == 1).any() else 0 if (t == 0).all() else -1
+        lambda t: 1 if (t == 1).any() else 0 if t.notna().all() else -1
     )
     truths = truths[truths >= 0]
     rule = slide_score if kind == "slide" else np.max
     scores = known.groupby("name")["score"].agg(lambda s: float(rule(s.to_numpy())))[truths.index]
     first = known.drop_duplicates("name").set_index("name").loc[truths.index].reset_index()
     keys, unit = group_rows(first)
-    return _Scored(
-        kind, np.asarray(scores, dtype=np.float64), keys, unit, (truths == 1).to_numpy()
-    ), ""
+    single = kind == "study" and bool(known["name"].is_unique)
+    values, ill = np.asarray(scores, dtype=np.float64), (truths == 1).to_numpy()
+    return _Scored(kind, values, keys, unit, ill, single), ""
 
 
 def _level(found: _Scored, config: CalibrationConfig) -> Level:
@@ -325,6 +332,7 @@ def _level(found: _Scored, config: CalibrationConfig) -> Level:
         sensitive=sensitive,
         review=review,
         review_rule=rule,
+        single=found.single,
     )
 
 
@@ -359,7 +367,11 @@ def _sensitive_point(
     assert threshold is not None, "enough units were counted before"
     drawn = {"resamples": config.resamples, "seed": config.seed}
     low, high = bootstrap_threshold(-anomalous, 1 - config.sensitivity, ill, **drawn)
-    least, most = false_alarm_interval(len(set(ill)), 1 - config.sensitivity)
+    if len(set(ill)) == len(anomalous):
+        least, most = false_alarm_interval(len(anomalous), 1 - config.sensitivity)
+    else:
+        missed = normal_tail(-anomalous, ill)
+        least, most = share_above(missed, high), share_above(missed, low)
     return OperatingPoint(
         target=config.sensitivity,
         threshold=threshold,
@@ -393,13 +405,18 @@ def _review_zone(
 
 
 def _reference(
-    store: SampleStore, rows: pd.DataFrame, score: Floats, colors: dict[str, CaseColors]
+    store: SampleStore,
+    rows: pd.DataFrame,
+    score: Floats,
+    colors: dict[str, CaseColors],
+    kind: Kind,
 ) -> dict[str, tuple[float, ...]]:
     """Facts of the normal cases, fact -> value per case; empty where cases are not named."""
     stains = store.contract.get("stains") or {}
     found: dict[str, list[float]] = {}
     for name, part in rows[rows["case_id"] != ""].groupby("case_id", sort=True):
-        facts = colors[str(name)].to_dict() | score_facts(score[part.index.to_numpy()])
+        scores = score[part.index.to_numpy()]
+        facts = colors[str(name)].to_dict() | score_facts(scores, single=kind == "image")
         if str(name) in stains:
             facts |= stain_facts(stains[str(name)])
         for fact, value in facts.items():

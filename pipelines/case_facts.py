@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from esad_med.assess.drift import SCORE
+
 _COLORS = {1: ("brightness",), 3: ("red", "green", "blue")}
 _STAINS = ("hematoxylin", "eosin")
 
@@ -60,6 +62,16 @@ def stain_facts(stain: Mapping[str, Any]) -> dict[str, float]:
     return facts
 
 
-def score_facts(scores: npt.NDArray[Any]) -> dict[str, float]:
-    """The median score: lesions are small, so it moves with scanner and stain, not with disease."""
-    return {"median score": float(np.median(scores))}
+def score_facts(scores: npt.NDArray[Any], *, single: bool = False) -> dict[str, float]:
+    """The median score: lesions are small, so it moves with scanner and stain, not with disease.
+
+    Args:
+        scores: of the case's samples.
+        single: of an image the one score is the finding itself; it counts in batches only.
+    """
+    return {SCORE if single else "median score": float(np.median(scores))}
+
+
+def tiling_of(preparation: Mapping[str, Any]) -> dict[str, Any]:
+    """How a slide's tissue is found and tiled: slide scores of other grids do not compare."""
+    return {name: preparation[name] for name in ("tissue", "tiles") if name in preparation}

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from esad_med.assess.calibration import NormalTail, discoveries, p_values
+from esad_med.assess.calibration import NormalTail, alarm_threshold, discoveries, p_values
 from esad_med.assess.drift import batch_drift, unlike
 from esad_med.method.decisions import Decisions, Level, Normals
 from pipelines.operating_points import describe_rule
@@ -17,10 +17,11 @@ NOT_CALIBRATED = "a detector of this study is not calibrated"
 
 
 class CaseScore(NamedTuple):
-    """The score of a case by one detector, and the decisions of that detector."""
+    """The score of a case by one detector, that detector's decisions, and the images scored."""
 
     score: float
     decisions: Decisions | None
+    images: int = 1
 
 
 def sample_p_values(decisions: Decisions, score: npt.NDArray[Any]) -> Floats:
@@ -37,7 +38,8 @@ def decide(scores: Sequence[CaseScore], *, caveats: Iterable[str] = ()) -> dict[
     """The decision about a slide or study, as plain values.
 
     With several detectors, as for a study with PA and AP images, the smallest p-value counts as
-    many times as there are detectors (Bonferroni).
+    many times as there are detectors, and the highest of several images as many times as there are
+    images where the calibration's studies have one each (Bonferroni).
 
     Args:
         scores: of the case, one per detector.
@@ -46,14 +48,14 @@ def decide(scores: Sequence[CaseScore], *, caveats: Iterable[str] = ()) -> dict[
     Returns:
         outcome, p_value (None where nothing is decided), rule, caveats.
     """
-    known = [(one.score, one.decisions) for one in scores if one.decisions is not None]
-    if len(known) < len(scores):
-        return _undecided(NOT_CALIBRATED, caveats)
-    levels = [(score, decisions.cases) for score, decisions in known]
-    for (_, decisions), (_, level) in zip(known, levels, strict=True):
+    found = []
+    for one in scores:
+        if one.decisions is None:
+            return undecided(NOT_CALIBRATED, caveats)
+        level = one.decisions.cases
         if level is None:
-            return _undecided(decisions.no_cases, caveats)
-    found = [_judge(score, level, len(levels)) for score, level in levels if level is not None]
+            return undecided(one.decisions.no_cases, caveats)
+        found.append(_judge(one.score, level, len(scores) * (one.images if level.single else 1)))
     order: list[Outcome] = ["alarm", "review", "no alarm"]
     p = min(p for _, p, _ in found)
     outcome = min((outcome for outcome, _, _ in found), key=order.index)
@@ -66,17 +68,23 @@ def decide(scores: Sequence[CaseScore], *, caveats: Iterable[str] = ()) -> dict[
     }
 
 
-def _judge(score: float, level: Level, detectors: int) -> tuple[Outcome, float, str]:
-    p = float(min(1.0, detectors * p_values([score], _tail(level.normals))[0]))
+def _judge(score: float, level: Level, counts: int) -> tuple[Outcome, float, str]:
+    tail = _tail(level.normals)
+    p = float(min(1.0, counts * p_values([score], tail)[0]))
     rule = describe_rule(level)
-    if detectors > 1:
-        rule += f" p counts {detectors} times, once per detector."
+    if counts > 1:
+        threshold = alarm_threshold(tail, level.alarm.target / counts)
+        above = "no score can" if threshold is None else f"only a score above {threshold:.4g} can"
+        rule += (
+            f" Here p counts {counts} times, once per detector and image, so {above} give an alarm."
+        )
     if p <= level.alarm.target + 1e-12:
         return "alarm", p, rule
     return ("review" if score > level.review else "no alarm"), p, rule
 
 
-def _undecided(why: str, caveats: Iterable[str]) -> dict[str, Any]:
+def undecided(why: str, caveats: Iterable[str] = ()) -> dict[str, Any]:
+    """No decision, and why."""
     return {
         "outcome": "not decided",
         "p_value": None,

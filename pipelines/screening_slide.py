@@ -22,7 +22,7 @@ from esad_med.method.detector import Detector
 from esad_med.method.encoder import Encoder
 from esad_med.method.scores import slide_score
 from esad_med.method.scoring_networks import Precision
-from pipelines.case_facts import CaseColors, stain_facts
+from pipelines.case_facts import CaseColors, stain_facts, tiling_of
 from pipelines.explaining import explain_tiles, most_anomalous
 from pipelines.pathology import (
     LostTiles,
@@ -96,7 +96,9 @@ def screen_slide(
         tissue=prepared.tissue,
         precision=precision,
         unreadable=lost.failures,
-        decided=decide_slide(detector, scores.score, facts, precision),
+        decided=decide_slide(
+            detector, scores.score, facts, precision, tiling_of(config.model_dump(mode="json"))
+        ),
         explanations=explain_tiles(final, config.stain, target, detector, shown),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from esad_med.method.decisions import Decisions
 from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
 from esad_med.method.scoring_networks import Precision
@@ -20,6 +21,7 @@ from pipelines.deciding import (
     drift_of,
     pointed_at,
     sample_p_values,
+    undecided,
 )
 from pipelines.operating_points import describe_normals, percent
 
@@ -88,8 +90,17 @@ def decide_slide(
     score: npt.NDArray[Any],
     facts: Mapping[str, float],
     precision: Precision,
+    tiling: Mapping[str, Any],
 ) -> DecidedSlide | None:
-    """Decide about a slide by its tiles' scores (n,); None where the detector is not calibrated."""
+    """Decide about a slide by its tiles' scores; None where the detector is not calibrated.
+
+    Args:
+        detector: what scored them.
+        score: (n,) of the tiles.
+        facts: of the slide's colors and stains.
+        precision: what the networks computed in.
+        tiling: of `tiling_of`; of another one than the calibration's nothing is decided.
+    """
     decisions = detector.decisions
     if decisions is None:
         return None
@@ -98,13 +109,35 @@ def decide_slide(
     p = sample_p_values(decisions, score)
     level = decisions.cases or decisions.samples
     return DecidedSlide(
-        decision=decide([CaseScore(slide_score(score), decisions)], caveats=caveats),
+        decision=_decide(slide_score(score), decisions, tiling, caveats),
         p=p,
         pointed_at=pointed_at(decisions, p),
         false_share=decisions.discoveries,
         calibration=f"{level.kind}s: {describe_normals(level)}, calibrated {decisions.created}",
         facts=facts,
         least_p=1 / (decisions.samples.normals.units + 1),
+    )
+
+
+def _decide(
+    score: float, decisions: Decisions, tiling: Mapping[str, Any], caveats: list[str]
+) -> dict[str, Any]:
+    if decisions.cases is not None and (other := _differences(tiling, decisions.tiling)):
+        return undecided(
+            f"slides are tiled otherwise than the calibration's ({other}), and slide scores hang on"
+            " it",
+            caveats,
+        )
+    return decide([CaseScore(score, decisions)], caveats=caveats)
+
+
+def _differences(found: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """Settings that differ, such as "tiles.stride_px 16, there 64"."""
+    return ", ".join(
+        f"{part}.{name} {value}, there {known[part].get(name)}"
+        for part in known
+        for name, value in found.get(part, {}).items()
+        if value != known[part].get(name)
     )
 
 

@@ -279,15 +279,15 @@ def _decide(
     used = {one.detector: detectors[one.image.header.view].detector.decisions for one in images}
     if not any(used.values()):
         return None
-    highest = {name: max(one.score for one in images if one.detector == name) for name in used}
+    scores = {name: [one.score for one in images if one.detector == name] for name in used}
     caveats = [
         caveat
         for one in images
         if (decisions := used[one.detector]) is not None
         for caveat in caveats_of(decisions, one.facts, "float32")
     ]
-    scores = [CaseScore(highest[name], decisions) for name, decisions in used.items()]
-    return decide(scores, caveats=dict.fromkeys(caveats))
+    found = [CaseScore(max(own), used[name], len(own)) for name, own in scores.items()]
+    return decide(found, caveats=dict.fromkeys(caveats))
 
 
 def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
@@ -326,7 +326,7 @@ def _score_group(group: Sequence[Any]) -> Iterator[ImageScore]:
 def _facts(sample: npt.NDArray[np.uint8], score: float) -> dict[str, float]:
     colors = CaseColors()
     colors.add(sample[None])
-    return colors.to_dict() | score_facts(np.array([score]))
+    return colors.to_dict() | score_facts(np.array([score]), single=True)
 
 
 def ranked(items: Sequence[Any], key: Callable[[Any], tuple[float, float, str]]) -> list[Any]:

@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 
 _SLACK = 1e-9  # shares are sums of fractions
 _CHUNK = 500_000  # weights held at once by the bootstrap
+_FAR = 10  # times the share above a threshold, and times a unit's share
 
 
 class NormalTail(NamedTuple):
@@ -200,12 +201,21 @@ def bootstrap_threshold(
     codes = _codes(units, len(values))[order]
     weights, count = _unit_weights(codes), int(codes.max()) + 1
     allowed = max(_allowed(false_alarms, count), 0.0)
+    if count == len(values):  # how many of single samples a resample draws above is binomial
+        law = stats.binom(count, allowed)
+        ranks = (min(int(law.ppf((1 + end * level) / 2)), count - 1) for end in (1, -1))
+        low, high = (float(values[rank]) for rank in ranks)
+        return low, high
+    # What lies far below the threshold in the sample does so in every resample.
+    kept = int(np.searchsorted(np.cumsum(weights), _FAR * allowed + _FAR / count)) + 1
+    values, codes, weights = values[:kept], codes[:kept], weights[:kept]
     random, found = np.random.default_rng(seed), []
     for _ in range(math.ceil(resamples / (chunk := max(1, _CHUNK // len(values))))):
         raise_if_interrupted()
         drawn = random.multinomial(count, np.full(count, 1 / count), size=chunk)
         shares = np.cumsum(drawn[:, codes] * weights, axis=1)
-        found.append(values[np.argmax(shares > allowed + _SLACK, axis=1)])
+        above = shares > allowed + _SLACK
+        found.append(values[np.where(above.any(axis=1), np.argmax(above, axis=1), -1)])
     return _interval(np.concatenate(found)[:resamples], level)
 
 

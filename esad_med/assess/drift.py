@@ -8,8 +8,10 @@ those of the calibration's normals: one case with their range, a batch with thei
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
+SCORE = "score"  # of an image: a fact of batches, of which only the lower half is compared
 LEAST_CASES = 5  # of a batch, and of the calibration: fewer tell nothing
 _UNLIKE = 6.0  # robust standard deviations
 _LEVEL = 0.001  # chance of a warning about a batch that is like the calibration, over all facts
@@ -33,6 +35,8 @@ def unlike(facts: Facts, reference: Reference) -> dict[str, str]:
     """
     found = {}
     for name, known in _known(facts, reference).items():
+        if name == SCORE:
+            continue  # what makes a case anomalous is nothing against its being like the others
         middle = float(np.median(known))
         spread = 1.4826 * float(np.median(np.abs(known - middle)))
         spread = max(spread, 1e-6 * max(1.0, abs(middle)))
@@ -63,6 +67,10 @@ def batch_drift(batch: Sequence[Facts], reference: Reference) -> dict[str, str]:
     found = {}
     for name, known in _known(dict.fromkeys(names, 0.0), reference).items():
         values = np.array([facts[name] for facts in batch], dtype=np.float64)
+        if name == SCORE:
+            values, known = _lower_half(values, known)
+            if min(len(values), len(known)) < LEAST_CASES:
+                continue
         p = float(stats.ks_2samp(values, known).pvalue)
         if p * len(reference) < _LEVEL:
             found[name] = (
@@ -72,7 +80,15 @@ def batch_drift(batch: Sequence[Facts], reference: Reference) -> dict[str, str]:
     return found
 
 
-def _known(facts: Facts, reference: Reference) -> dict[str, np.ndarray]:
+def _lower_half(
+    values: npt.NDArray[np.float64], known: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Scores up to the calibration's median: hardly one of them is an anomaly's."""
+    middle = np.median(known)
+    return values[values <= middle], known[known <= middle]
+
+
+def _known(facts: Facts, reference: Reference) -> dict[str, npt.NDArray[np.float64]]:
     return {
         name: np.asarray(values, dtype=np.float64)
         for name, values in reference.items()

@@ -41,7 +41,8 @@ def calibrate(
 
     flags = overrides(settings, false_alarms=false_alarms, sensitivity=sensitivity)
     chosen = load_config(CalibrationConfig, config, flags)
-    model = Detector.load(detector, device=device)
+    # to be replaced, decisions may be damaged or another detector's
+    model = Detector.load(detector, device=device, decided=not overwrite)
     with ProgressBar() as progress:
         decisions = calibrate_folder(
             detector,

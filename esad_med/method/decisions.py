@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from esad_med.base.runs import digest_bytes, read_json, write_json
 #: In a detector's folder, beside what is trained and written in one atomic step: no kill between
 #: two files leaves a detector that does not load.
 DECISIONS = "decisions.json"
+_AGAIN = "make it anew with `esad-med calibrate --overwrite`"
 
 #: What a score is of: single samples, or all samples of a slide, a study.
 Kind = Literal["sample", "tile", "image", "slide", "study"]
@@ -80,6 +81,8 @@ class Level(Spec):
         review: above this and without an alarm lies the zone in which nothing is decided; the
             alarm's threshold where there is no such zone.
         review_rule: where that comes from, in words.
+        single: whether each study of the calibration was one image: the highest of several is then
+            compared with single ones, and its p-value counts once for each.
     """
 
     kind: Kind
@@ -90,6 +93,7 @@ class Level(Spec):
     sensitive: OperatingPoint | None = None
     review: float
     review_rule: str
+    single: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> "Level":
@@ -111,6 +115,7 @@ class Decisions(Spec):
         no_cases: why there are none, in words.
         discoveries: share of normals among the tiles pointed at, by Benjamini and Hochberg.
         reference: fact of a case -> its values over the calibration's normal cases.
+        tiling: how the slides' tissue was found and tiled; slide scores hang on it.
         created: date.
     """
 
@@ -123,6 +128,7 @@ class Decisions(Spec):
     no_cases: str = ""
     discoveries: float = Field(gt=0, lt=1)
     reference: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    tiling: dict[str, Any] = Field(default_factory=dict)
     created: str
 
     @field_validator("reference")
@@ -154,15 +160,15 @@ def load_decisions(path: Path) -> Decisions | None:
     """
     if not path.exists():
         return None
-    values = read_json(path, ModelError)
+    try:
+        values = read_json(path, ModelError)
+    except ModelError as error:
+        raise ModelError(f"{error}; {_AGAIN}") from error
     digest = values.pop("sha256", None)
     try:
         found = build_spec(Decisions, values, source=str(path))
     except ConfigError as error:
-        raise ModelError(f"{path}: not usable ({error}); run `esad-med calibrate` again") from error
+        raise ModelError(f"{path}: not usable ({error}); {_AGAIN}") from error
     if found.digest != digest:
-        raise ModelError(
-            f"{path}: damaged (its SHA-256 is not the one it states); run `esad-med calibrate`"
-            " again"
-        )
+        raise ModelError(f"{path}: damaged (its SHA-256 is not the one it states); {_AGAIN}")
     return found

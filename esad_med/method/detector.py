@@ -407,6 +407,8 @@ class Detector:
             ConfigError: the folder cannot be written.
         """
         ensure_folder(path)
+        if self.decisions is None and not _are_for(path / DECISIONS, self.score_digest):
+            (path / DECISIONS).unlink(missing_ok=True)  # an earlier detector's
         (path / CHECKSUMS).unlink(missing_ok=True)
         with atomic_file(path / WEIGHTS) as temporary:
             temporary.write_bytes(tensors_to_bytes(self.weights))
@@ -423,14 +425,17 @@ class Detector:
                 temporary.write_bytes(self.examples.to_bytes())
             names.append(EXAMPLES)
         write_json(path / CHECKSUMS, {name: digest_file(path / name) for name in names})
-        if self.decisions is None:
-            (path / DECISIONS).unlink(missing_ok=True)  # an earlier detector's
-        else:
+        if self.decisions is not None:
             self.decisions.save(path / DECISIONS)
 
     @classmethod
-    def load(cls, path: Path, *, device: str = "auto") -> "Detector":
+    def load(cls, path: Path, *, device: str = "auto", decided: bool = True) -> "Detector":
         """Read a detector folder after checking its checksums.
+
+        Args:
+            path: the folder.
+            device: auto, cpu or cuda.
+            decided: with its decisions, if it has any; else they are not looked at.
 
         Raises:
             ModelError: no detector, unfinished, damaged, or of another format.
@@ -449,7 +454,7 @@ class Detector:
         kept = EXAMPLES in sums and (path / EXAMPLES).exists()
         examples = read_examples(path / EXAMPLES) if kept else None
         try:
-            decisions = load_decisions(path / DECISIONS)
+            decisions = load_decisions(path / DECISIONS) if decided else None
             detector = cls(contract, weights, decisions=decisions, examples=examples, device=device)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
@@ -493,6 +498,15 @@ class Detector:
         if not copied.flags.writeable:
             copied = copied.copy()
         return self._transform(torch.from_numpy(copied).to(self.device))
+
+
+def _are_for(path: Path, digest: str) -> bool:
+    """Whether decisions stand there that were made for this detector."""
+    try:
+        found = load_decisions(path)
+    except ModelError:
+        return False
+    return found is not None and found.detector == digest
 
 
 def _put_together(

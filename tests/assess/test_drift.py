@@ -1,6 +1,6 @@
 import numpy as np
 
-from esad_med.assess.drift import LEAST_CASES, batch_drift, unlike
+from esad_med.assess.drift import LEAST_CASES, SCORE, batch_drift, unlike
 
 RNG = np.random.default_rng(0)
 REFERENCE = {"median score": RNG.normal(1, 0.1, 40).tolist(), "red": [200.0] * 40}
@@ -38,6 +38,16 @@ def test_false_warnings_are_rare() -> None:
         batch = [{name: float(rng.normal()) for name in "abcd"} for _ in range(15)]
         warned += bool(batch_drift(batch, reference))
     assert warned <= 3  # once in a thousand
+
+
+def test_anomalies_among_radiographs_are_no_drift_but_another_level_is() -> None:
+    rng = np.random.default_rng(2)
+    reference = {SCORE: rng.normal(size=200).tolist()}
+    ill = [{SCORE: float(v)} for v in np.r_[rng.normal(size=140), rng.normal(3, 1, 60)]]
+    shifted = [{SCORE: float(v)} for v in rng.normal(-0.8, 1, 200)]
+    assert batch_drift(ill, reference) == {}
+    assert list(batch_drift(shifted, reference)) == [SCORE]
+    assert unlike({SCORE: 99.0}, reference) == {}
 
 
 def test_a_fact_that_some_cases_lack_is_left_out() -> None:

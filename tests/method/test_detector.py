@@ -138,9 +138,7 @@ def test_saved_and_loaded_is_the_same(detector: Detector, tmp_path: Path) -> Non
     assert detector.digest in card
 
 
-def test_a_setting_that_a_version_adds_changes_no_identity(
-    detector: Detector
-) -> None:
+def test_a_setting_that_a_version_adds_changes_no_identity(detector: Detector) -> None:
     class Later(Contract):
         added: float | None = None
 

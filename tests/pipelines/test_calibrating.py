@@ -25,6 +25,7 @@ from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
 from pipelines.calibrating import CalibrationConfig, calibrate, calibrate_folder
 from pipelines.deciding import CaseScore, decide
+from pipelines.slide_decisions import decide_slide
 from pipelines.triage_scoring import ViewDetector, load_detectors
 
 TILES = 6  # of each composed case
@@ -144,10 +145,36 @@ def test_calibration_data_of_another_contract_is_refused(trained, held_out):
         calibrate(Detector.load(trained), held_out(contract={"mpp": 0.5}), settings())
 
 
+def test_slides_of_unknown_truth_are_neither_normal_nor_anomalous(trained, held_out):
+    store = held_out(24, 0)
+    table = pd.read_csv(store.path / "samples.csv", dtype=str)
+    table.loc[table["case_id"] == "c0", "truth"] = ""
+    table.to_csv(store.path / "samples.csv", index=False)
+    found = calibrate(Detector.load(trained), SampleStore(store.path), settings())
+    assert found.cases is not None
+    assert found.cases.normals.count == found.samples.normals.units == 23
+
+
+def test_rows_of_another_store_that_train_are_left_out(trained, held_out):
+    detector = Detector.load(trained)
+    with pytest.raises(CaseError, match="all rows train"):
+        calibrate(detector, held_out(split="train"), settings())
+    with pytest.raises(CaseError, match="rows of split 'val' train detectors"):
+        calibrate(detector, held_out(split="val"), settings(), split="val")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"others": [0]}, {"others": [1.0]}, {"others": [-1]}, {"review": 0.9999999999}]
+)
+def test_rates_that_no_case_can_have_are_refused(changes):
+    with pytest.raises(ConfigError, match=r"others|review"):
+        settings(**changes)
+
+
 def test_rows_that_trained_promise_nothing(trained, store):
     detector, own = Detector.load(trained), SampleStore(store)
     for split in ("train", "val"):
-        with pytest.raises(CaseError, match=f"rows of split '{split}' were used to train"):
+        with pytest.raises(CaseError, match=f"rows of split '{split}' train detectors"):
             calibrate(detector, own, settings(), split=split)
     with pytest.raises(CaseError, match="trained on this store, and it has no rows of split"):
         calibrate(detector, own, settings())
@@ -183,15 +210,21 @@ def test_saving_keeps_decisions_and_another_detector_s_are_refused(trained, held
     calibrated = Detector(detector.contract, detector.weights, decisions=decisions)
     calibrated.save(tmp_path / "a")
     assert Detector.load(tmp_path / "a").digest == calibrated.digest
-    detector.save(tmp_path / "a")  # trained again: decisions of the old one are gone
-    assert Detector.load(tmp_path / "a").decisions is None
+    detector.save(tmp_path / "a")  # its training was resumed and had nothing left to do
+    assert Detector.load(tmp_path / "a").digest == calibrated.digest
+    contract = detector.contract.model_copy(update={"members": 1, "views": 2})
+    fusion = contract.fusion.model_copy(update={"members": contract.fusion.members[:1]})
+    Detector(contract.model_copy(update={"fusion": fusion}), detector.weights).save(tmp_path / "a")
+    assert Detector.load(tmp_path / "a").decisions is None  # the old one's would not fit
     other = decisions.model_copy(update={"detector": "0" * 64})
     with pytest.raises(ModelError, match="calibrated for detector 000000000000"):
         Detector(detector.contract, detector.weights, decisions=other)
 
 
 @pytest.mark.parametrize("damage", ["digest", "threshold", "shares", "text"])
-def test_damaged_decisions_are_refused_at_load(own_copy, held_out, damage):
+def test_damaged_decisions_are_refused_at_load_and_made_anew(
+    own_copy, held_out, run_command, damage
+):
     detector = Detector.load(own_copy)
     calibrate_folder(own_copy, detector, held_out(), settings())
     path = own_copy / DECISIONS
@@ -206,8 +239,12 @@ def test_damaged_decisions_are_refused_at_load(own_copy, held_out, damage):
         else:
             values["samples"]["normals"]["shares"][0] = 0.5
         write_json(path, values)
-    with pytest.raises(ModelError, match=r"decisions\.json"):
+    with pytest.raises(ModelError, match=r"decisions\.json.* calibrate --overwrite"):
         Detector.load(own_copy)
+    store = held_out()
+    assert run_command("calibrate", own_copy, store.path).code == 4
+    assert run_command("calibrate", own_copy, store.path, "--overwrite").code == 0
+    assert Detector.load(own_copy).decisions is not None
 
 
 def test_screening_says_what_is_decided(own_copy, held_out, composed, run_command, tmp_path):
@@ -316,6 +353,33 @@ def test_two_detectors_count_twice():
     assert decide([both[0], CaseScore(1.0, None)])["outcome"] == "not decided"
 
 
+def test_the_highest_of_several_images_counts_once_for_each():
+    """Against studies of one image each, two images have two chances."""
+    alone = decisions_of("0" * 64)
+    level = alone.cases.model_copy(update={"single": True})
+    decisions = alone.model_copy(update={"cases": level})
+    found = decide([CaseScore(20.0, decisions, images=2)])
+    assert found["p_value"] == pytest.approx(2 / 20)
+    assert found["outcome"] == "review"
+    assert "no score can give an alarm" in found["rule"]
+    assert decide([CaseScore(20.0, alone, images=2)])["outcome"] == "alarm"
+
+
+def test_slides_on_another_grid_are_not_decided(trained, held_out):
+    detector = Detector.load(trained)
+    decisions = calibrate(detector, held_out(), settings())
+    calibrated = Detector(detector.contract, detector.weights, decisions=decisions)
+    scores = np.linspace(0, 1, 40)
+    other = {**decisions.tiling, "tiles": {**decisions.tiling["tiles"], "stride_px": 16}}
+    same, finer = (
+        decide_slide(calibrated, scores, {}, "float32", tiling)
+        for tiling in (decisions.tiling, other)
+    )
+    assert same.decision["outcome"] != "not decided"
+    assert finer.decision["outcome"] == "not decided"
+    assert "tiles.stride_px 16, there" in finer.decision["rule"]
+
+
 def test_a_triage_says_what_is_decided(xray_detectors, write_dicom, tmp_path):
     from pipelines.triage import triage
     from pipelines.triage_intake import TriageConfig
@@ -368,7 +432,13 @@ def test_thresholds_travel_with_an_export(trained, held_out, tmp_path):
     detector = Detector.load(trained)
     decisions = calibrate(detector, held_out(), settings())
     Detector(detector.contract, detector.weights, decisions=decisions).save(tmp_path / "detector")
-    export(tmp_path / "detector", tmp_path / "out", format="torch-export")
+    export(
+        tmp_path / "detector",
+        tmp_path / "out",
+        format="torch-export",
+        reference=None,
+        overwrite=False,
+    )
     assert load_decisions(tmp_path / "out" / DECISIONS) == decisions
 
 
