@@ -40,6 +40,7 @@ def read_lesion_mask(
     level: int,
     margin_px: int,
     size_level0: tuple[int, int] | None = None,
+    fingerprint: str = "",
     limits: Limits | None = None,
 ) -> LesionMask:
     """Read a tumor mask at a level, each level half of the one before.
@@ -50,6 +51,7 @@ def read_lesion_mask(
         level: 5 is 1/32 of level 0.
         margin_px: what to leave free around outlines where the slide's size is not known.
         size_level0: (width, height) of the slide, where it is known.
+        fingerprint: of the slide's file, where it is known.
         limits: what may be read at all.
 
     Raises:
@@ -64,7 +66,7 @@ def read_lesion_mask(
         raise CaseError(
             f"{path.name}: '{suffix}' holds no lesions; expected {', '.join(LESION_SUFFIXES)}"
         )
-    tumor = _read_outlines(path, limits)
+    tumor = _read_outlines(path, size_level0, fingerprint, limits)
     return LesionMask(_draw(path, tumor, level, margin_px, size_level0, limits), size_level0)
 
 
@@ -102,12 +104,16 @@ def _nearest_level(path: Path, sizes: list[tuple[int, int]], level: int) -> tupl
     raise AssertionError(f"{path}: level 0 is exact")  # power 0
 
 
-def _read_outlines(path: Path, limits: Limits) -> BaseGeometry:
+def _read_outlines(
+    path: Path, size_level0: tuple[int, int] | None, fingerprint: str, limits: Limits
+) -> BaseGeometry:
     try:
         read = read_asap if path.suffix.lower() == ".xml" else read_json_outlines
         outlines = read(path, limits=limits)
     except OSError as error:
         raise CaseError(f"{path.name}: cannot be read ({error.strerror})") from error
+    if outlines.made_for is not None and size_level0 is not None:
+        outlines.made_for.check(path, size_level0, fingerprint)
     tumor = shapely.union_all(outlines.tumor)
     if not tumor.area:
         raise CaseError(f"{path.name}: no tumor outline, of a slide that is said to have tumor")

@@ -12,6 +12,7 @@ import pandas as pd
 from pydantic import Field
 
 from esad_med.assess.calibration import (
+    NormalTail,
     alarm_threshold,
     bootstrap_rate,
     bootstrap_threshold,
@@ -346,8 +347,9 @@ def _alarm_point(found: _Scored, rate: float, config: CalibrationConfig) -> Oper
     interval = bootstrap_threshold(normal, rate, units, **drawn)
     if tail.units == len(normal):
         low, high = false_alarm_interval(tail.units, rate)
-    else:  # the law is of one score per unit; the tail turns thresholds into rates
-        low, high = share_above(tail, interval[1]), share_above(tail, interval[0])
+    else:  # the law is of one score per unit; as in a p-value the new unit counts, too
+        ends = [_rate_above(tail, end) for end in interval]
+        low, high = min(rate, *ends), max(rate, *ends)
     return OperatingPoint(
         target=rate,
         threshold=threshold,
@@ -355,6 +357,11 @@ def _alarm_point(found: _Scored, rate: float, config: CalibrationConfig) -> Oper
         false_alarms=(rate, low, high),
         sensitivity=bootstrap_rate(anomalous > threshold, ill, **drawn) if len(ill) else None,
     )
+
+
+def _rate_above(tail: NormalTail, threshold: float) -> float:
+    """The share above a threshold with the next unit counted in, as p-values have it."""
+    return (1 + tail.units * share_above(tail, threshold)) / (tail.units + 1)
 
 
 def _sensitive_point(
@@ -370,8 +377,9 @@ def _sensitive_point(
     if len(set(ill)) == len(anomalous):
         least, most = false_alarm_interval(len(anomalous), 1 - config.sensitivity)
     else:
-        missed = normal_tail(-anomalous, ill)
-        least, most = share_above(missed, high), share_above(missed, low)
+        missed, rate = normal_tail(-anomalous, ill), 1 - config.sensitivity
+        ends = [_rate_above(missed, end) for end in (low, high)]
+        least, most = min(rate, *ends), max(rate, *ends)
     return OperatingPoint(
         target=config.sensitivity,
         threshold=threshold,

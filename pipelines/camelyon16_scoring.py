@@ -52,6 +52,8 @@ from pipelines.detections import (
 
 _RESULT = "camelyon16.json"
 
+_MPP_TOLERANCE = 0.05
+
 
 class Camelyon16Config(Spec):
     """The rules of the challenge, and what is ours before them."""
@@ -165,7 +167,10 @@ def score_camelyon16(
         if unknown := [name for name in chosen if name not in given]:
             raise CaseError(f"{slide_scores}: slide '{unknown[0]}' is missing; give each slide one")
         slides = {name: slides[name].with_slide(given[name]) for name in chosen}
-    files = annotations_in(masks) if masks.is_dir() else {}
+    if not masks.is_dir():
+        raise CaseError(f"{masks}: no such folder, expected one of masks or outlines (--masks)")
+    files = annotations_in(masks)
+    notes = (*notes, *_other_resolutions(slides, chosen, config))
     sources = {name: _mask_of(name, files, masks) for name in chosen if truth[name]}
     matched, cases, lesions = [], [], []
     for done, name in enumerate(chosen, 1):
@@ -218,6 +223,23 @@ def _choose(
     return chosen, tuple(sorted([*excluded, *absent]))
 
 
+def _other_resolutions(
+    slides: Mapping[str, Detections], chosen: Sequence[str], config: Camelyon16Config
+) -> tuple[str, ...]:
+    """Whose µm per pixel are others than the challenge's, by which lengths are measured."""
+    other = [
+        n for n in chosen if abs((slides[n].mpp or config.mpp) / config.mpp - 1) > _MPP_TOLERANCE
+    ]
+    if not other:
+        return ()
+    found = slides[other[0]].mpp
+    return (
+        f"{len(other)} of {len(chosen)} slides have other µm per pixel than the {config.mpp:g} by"
+        f" which lengths are measured, such as {other[0]} with {found:g}; --set mpp={found:g}"
+        " measures by theirs",
+    )
+
+
 def _mask_of(name: str, files: Mapping[str, Path], masks: Path) -> Path:
     known = {key: path for key, path in files.items() if path.suffix.lower() in LESION_SUFFIXES}
     path = find_annotation(known, Path(f"{name}.slide"))
@@ -237,6 +259,7 @@ def _find(slide: Detections, path: Path, config: Camelyon16Config) -> Lesions:
         level=config.level,
         margin_px=margin,
         size_level0=slide.size_level0,
+        fingerprint=slide.fingerprint,
         limits=config.limits,
     )
     size, x_y = mask.size_level0, slide.xy_level0

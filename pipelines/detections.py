@@ -52,6 +52,8 @@ class Detections:
         xy_level0: (n, 2) x and y in level-0 pixels.
         slide_probability: of the whole slide.
         size_level0: (width, height), None where nobody said.
+        fingerprint: of the slide's file, empty where nobody said.
+        mpp: µm per level-0 pixel, None where nobody said.
     """
 
     source: str
@@ -59,6 +61,8 @@ class Detections:
     xy_level0: Floats
     slide_probability: float
     size_level0: tuple[int, int] | None = None
+    fingerprint: str = ""
+    mpp: float | None = None
 
     def with_slide(self, probability: float) -> "Detections":
         """The same with another probability of the slide."""
@@ -214,6 +218,7 @@ def _read_screened(folder: Path, rule: DetectionRule) -> Detections:
         edge, mpp = float(geometry["edge_level0"]), float(geometry["mpp"])
         width, height = (int(side) for side in geometry["size_level0"])
         slide_score = float(facts["slide_score"])
+        fingerprint = str(facts["provenance"]["Slide fingerprint"])
         xy = table[["x_level0", "y_level0"]].to_numpy(dtype=np.float64) + edge / 2
         score = table["score"].to_numpy(dtype=np.float64)
     except (KeyError, TypeError, ValueError) as error:
@@ -223,7 +228,8 @@ def _read_screened(folder: Path, rule: DetectionRule) -> Detections:
     above = np.flatnonzero(probability > rule.floor)
     kept = above[suppress_neighbors(score[above], xy[above], radius=rule.radius_um / mpp)]
     slide = float(to_probability(np.array([slide_score]), threshold)[0])
-    return Detections(str(folder), probability[kept], xy[kept], slide, (width, height))
+    size = (width, height)
+    return Detections(str(folder), probability[kept], xy[kept], slide, size, fingerprint, mpp)
 
 
 def to_probability(score: Floats, threshold: float) -> Floats:

@@ -7,7 +7,7 @@ import numpy as np
 from data_prep.xray import read_xray
 from data_prep.xray_chain import XraySpec
 from esad_med.base.config import build_spec
-from esad_med.base.errors import CaseError
+from esad_med.base.errors import CaseError, ConfigError
 from esad_med.base.limits import Limits
 from esad_med.base.store import SampleStore
 from esad_med.method.detector import Detector
@@ -38,6 +38,8 @@ def export(
         ConfigError: the format does not fit, a package is missing, or ``out`` is something else.
     """
     detector = Detector.load(path, device="cpu")
+    if out.resolve().is_relative_to(path.resolve()):
+        raise ConfigError(f"{out}: lies inside the detector's folder; choose another --out")
     samples, name = None, "composed"
     if reference is not None:
         store = SampleStore(reference)

@@ -148,11 +148,11 @@ def _inside(root: Path, case_id: str, name: str) -> Path:
 
 
 def _failures(path: Path) -> list[tuple[str, str]]:
-    """The slides of ``failures.csv``; tiles that could not be read are counted with their slide."""
+    """The slides of ``failures.csv``; lost tiles and exports are of slides that were screened."""
     table = read_table(path / "failures.csv")
     if not {"case_id", "stage", "message"} <= set(table):
         raise CaseError(f"{path / 'failures.csv'}: is not as `screen` writes it")
-    table = table[table["stage"] != "read"]
+    table = table[table["stage"] == "screen"]
     return list(zip(table["case_id"], table["message"], strict=True))
 
 

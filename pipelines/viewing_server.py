@@ -113,7 +113,9 @@ class OpenSlides:
             self._close_idle(len(self._open))
 
     def _close_idle(self, count: int) -> None:
-        for case_id in [name for name, entry in self._open.items() if not entry.users][:count]:
+        for case_id in [name for name, entry in self._open.items() if not entry.users][
+            : max(0, count)
+        ]:
             self._open.pop(case_id).zoom.slide.close()
 
 

@@ -38,6 +38,19 @@ class Breakdown:
     kind: str | None = None
     seen: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse what would have no effect.
+
+        Raises:
+            ConfigError: saying which option lacks its other half.
+        """
+        if other := [name for name in self.bands if name not in self.groups]:
+            raise ConfigError(f"--bands {other[0]}: is no --group; add --group {other[0]}")
+        if self.seen and self.kind is None:
+            raise ConfigError(f"--seen {self.seen[0]}: of which column? Add --kind COLUMN")
+        if self.threshold is not None and not self.columns:
+            raise ConfigError("--threshold: holds for --group and --kind; add one of them")
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that a table must have."""

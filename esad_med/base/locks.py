@@ -103,8 +103,8 @@ def _hold(lock: Path, out: Path) -> Iterator[tuple[Turn, bool]]:
         handle, left = _open_locked(lock, turn.name)
     except BlockingIOError as error:
         raise ConfigError(
-            f"{out}: another run is writing here{_holder(lock)}; wait for it, or choose another"
-            " --out"
+            f"{out}: another run is writing here{_holder(lock)}; wait for it, or take another"
+            " folder"
         ) from error
     except OSError as error:
         raise output_error(out, error) from error

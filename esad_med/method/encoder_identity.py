@@ -83,12 +83,12 @@ def check_encoder(found: EncoderIdentity | None, own: EncoderIdentity | None, so
     if own is None:
         raise ModelError(
             f"{source}: embeddings of encoder {found}, this detector was trained without an"
-            " encoder; leave it out, or train a detector on a store made with it"
+            " encoder; take pictures, or train a detector on a store made with the encoder"
         )
     if found is None:
         raise ModelError(
-            f"{source}: no encoder, this detector was trained on embeddings of encoder {own}; give"
-            " its file with --encoder"
+            f"{source}: no encoder, this detector was trained on embeddings of encoder {own}; make"
+            " the store, or screen and triage, with --encoder and that model's file"
         )
     by_name = found.digest is None or own.digest is None
     same = found.name == own.name if by_name else found.digest == own.digest

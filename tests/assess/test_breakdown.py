@@ -202,3 +202,16 @@ def test_kinds_without_knowing_what_was_seen():
         evaluate(table, breakdown=Breakdown(kind="findings", seen=["Nodule"]))
     seen = evaluate(table, breakdown=Breakdown(kind="findings", seen=["Mass"]), resamples=50)
     assert seen.kinds.set_index("kind").loc["all unseen", "n_anomalous"] == 0  # none is named
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"bands": {"age": [40.0]}}, "--bands age: is no --group"),
+        ({"seen": ["Infiltration"]}, "--seen Infiltration: of which column"),
+        ({"threshold": 1.0}, "--threshold: holds for --group and --kind"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(asked, message):
+    with pytest.raises(ConfigError, match=message):
+        Breakdown(**asked)

@@ -92,6 +92,10 @@ def test_slides_and_tiles_are_compared_with_held_out_ones(trained, held_out):
     assert "fewer than 19" in found.cases.review_rule
     assert {"median score", "mean red", "contrast"} <= set(found.reference)
     assert all(len(values) == 24 for values in found.reference.values())
+    for point in (found.samples.alarm, *found.samples.others, found.cases.alarm):
+        rate, low, high = point.false_alarms
+        assert low <= rate <= high
+        assert point.interval[0] <= point.threshold <= point.interval[1]
 
 
 def test_slides_of_one_patient_weigh_as_one(trained, held_out):
@@ -145,12 +149,14 @@ def test_calibration_data_of_another_contract_is_refused(trained, held_out):
         calibrate(Detector.load(trained), held_out(contract={"mpp": 0.5}), settings())
 
 
-def test_slides_of_unknown_truth_are_neither_normal_nor_anomalous(trained, held_out):
+def test_slides_of_unknown_truth_are_neither_normal_nor_anomalous(trained, held_out, tmp_path):
     store = held_out(24, 0)
-    table = pd.read_csv(store.path / "samples.csv", dtype=str)
-    table.loc[table["case_id"] == "c0", "truth"] = ""
-    table.to_csv(store.path / "samples.csv", index=False)
-    found = calibrate(Detector.load(trained), SampleStore(store.path), settings())
+    rows = store.rows.copy()
+    rows.loc[rows["case_id"] == "c0", "truth"] = pd.NA
+    names = ("kind", "modality", "value_range", "mpp", "preparation", "slides")
+    said = {name: store.contract[name] for name in names}
+    store = write_store(tmp_path / "unknown", np.asarray(store.samples), rows, said)
+    found = calibrate(Detector.load(trained), store, settings())
     assert found.cases is not None
     assert found.cases.normals.count == found.samples.normals.units == 23
 

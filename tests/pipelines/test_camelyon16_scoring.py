@@ -215,6 +215,18 @@ def test_a_screening_is_scored(composed, trained, run_command, tmp_path):
     assert apart.min() > 200 / 0.5  # of suppression
     assert len(rows) < len(tiles) / 4
 
+    masks = tmp_path / "masks"  # outlines that screen wrote of another slide
+    masks.mkdir()
+    (masks / "tumor_2.geojson").write_bytes(
+        (tmp_path / "s" / "normal_2" / "lesions.geojson").read_bytes()
+    )
+    arguments = ("camelyon16", tmp_path / "s", "--reference", tmp_path / "key.csv")
+    refused = run_command(*arguments, "--masks", masks, "--out", tmp_path / "other")
+    assert refused.code == 4
+    assert "was made for a slide of" in refused.err
+    absent = run_command(*arguments, "--masks", tmp_path / "none", "--out", tmp_path / "other")
+    assert "none: no such folder" in absent.err
+
 
 def test_probabilities_keep_the_order_and_are_a_half_at_the_threshold():
     score = np.array([-1e6, 0, 2.9, 3, 3.1, 1e3, 1e6])

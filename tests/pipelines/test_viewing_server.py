@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import openslide
@@ -20,7 +21,7 @@ from PIL import Image
 from esad_med.base.errors import ConfigError
 from esad_med.outputs.openseadragon import LICENSE, SCRIPT
 from pipelines.viewing import ScreenedFolder, ViewSpec
-from pipelines.viewing_server import HOST, Site, ViewServer
+from pipelines.viewing_server import HOST, OpenSlides, Site, ViewServer
 from pipelines.viewing_slides import SlideFiles
 
 
@@ -297,3 +298,22 @@ def test_ctrl_c_ends_it_with_130(screening, composed):
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "not for diagnosis" in said
+
+
+def test_four_slides_stay_open_and_the_longest_unused_goes_first():
+    class Zoom:
+        def __init__(self):
+            self.slide, self.closed = self, False
+
+        def close(self):
+            self.closed = True
+
+    opened = {name: Zoom() for name in "abcdef"}
+    folder = SimpleNamespace(slides={name: name for name in opened})
+    slides = OpenSlides(folder, SimpleNamespace(open=lambda name, _: opened[name]), None)
+    for name in "abcdaef":
+        with slides.using(name):
+            pass
+    assert [name for name, zoom in opened.items() if zoom.closed] == ["b", "c"]
+    slides.close()
+    assert all(zoom.closed for zoom in opened.values())
