@@ -716,7 +716,8 @@ def stand_in(monkeypatch):
     module = ModuleType("pipelines.dicom_triage")
     module.calls = []
 
-    def make_study_triage(detectors, *, out, config, settings, device, executor):
+    def make_study_triage(detectors, *, out, config, settings, device, executor, encoder):
+        assert encoder is None
         module.calls.append((list(detectors), out, config, list(settings), device))
         return lambda images, folder: []
 
@@ -728,15 +729,20 @@ def stand_in(monkeypatch):
 def serve_until(run_command, signal_number, when, *arguments):
     """Run `esad-med serve` here, and send this process a signal when something is true."""
 
+    serving = threading.Event()
+    serving.set()
+
     def strike():
         try:
             wait_for(when)
         finally:
-            os.kill(os.getpid(), signal_number)
+            if serving.is_set():  # else this process would end, and all other tests with it
+                os.kill(os.getpid(), signal_number)
 
     thread = threading.Thread(target=strike)
     thread.start()
     outcome = run_command("serve", *arguments)
+    serving.clear()
     thread.join()
     return outcome
 
