@@ -98,6 +98,13 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return node
 
+    def fetch_flow_collection_start(self, kind: type[yaml.Token]) -> None:
+        """Refuse deep brackets where they open: PyYAML looks at all open ones for every token."""
+        if self.flow_level >= _MOST_DEPTH:
+            problem = f"nested more than {_MOST_DEPTH} deep"
+            raise yaml.scanner.ScannerError(None, None, problem, self.get_mark())
+        super().fetch_flow_collection_start(kind)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys all differ."""
         seen = set()
