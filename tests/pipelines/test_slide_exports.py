@@ -68,7 +68,14 @@ def test_both_slides_are_screened_and_one_file_is_missing_in_words(screened):
     failures = pd.read_csv(screened / "failures.csv")
     assert failures[["case_id", "stage"]].to_numpy().tolist() == [["flat", "dicom"]]
     assert "leave out --write dicom" in failures["message"][0]
-    common = {"lesions.geojson", "lesions.xml", "scores.parquet", "scores.csv", "slide.json", "thumbnail.jpg"}
+    common = {
+        "lesions.geojson",
+        "lesions.xml",
+        "scores.parquet",
+        "scores.csv",
+        "slide.json",
+        "thumbnail.jpg",
+    }
     common |= {"heatmap.tif", "report.html"}
     assert {path.name for path in (screened / "flat").iterdir()} == common
     dicom = {"lesions_seg.dcm", "lesions_ann.dcm"}

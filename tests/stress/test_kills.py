@@ -9,7 +9,14 @@ from commands import contents, kill_until_done, leftovers, run
 from esad_med.base.store import SampleStore
 
 TIMES = ("run.json",)  # holds times
-SCREENED = {"scores.csv", "slide.json", "heatmap.tif", "report.html", "thumbnail.jpg"}
+SCREENED = {
+    "scores.csv",
+    "slide.json",
+    "heatmap.tif",
+    "lesions.geojson",
+    "report.html",
+    "thumbnail.jpg",
+}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

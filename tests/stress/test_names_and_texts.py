@@ -131,7 +131,9 @@ def test_uids_and_identifiers_never_name_a_path(texts, tmp_path):
 
 
 def test_no_cell_is_a_formula_and_rows_stay_rows(texts, tmp_path):
-    table = pd.DataFrame({"case_id": texts, "score": -1.5, "note": texts})
+    # as objects: PyArrow, where it is installed, holds no lone surrogates
+    column = pd.Series(texts, dtype=object)
+    table = pd.DataFrame({"case_id": column, "score": -1.5, "note": column})
     write_csv(tmp_path / "a.csv", ("case_id", "score", "note"), table.itertuples(index=False))
     write_failures(tmp_path / "b.csv", [Failure(t, "read", "ImageError", t) for t in texts])
     pages = [(tmp_path / name).read_bytes().decode() for name in ("a.csv", "b.csv")]
