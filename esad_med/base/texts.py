@@ -37,9 +37,15 @@ def table_to_csv(
     """A table as the text of a CSV with Unix line ends; its texts by `plain_cell`."""
     texts = table.select_dtypes(exclude=["number", "bool"]).columns
     odd = [name for name in texts if not _all_plain(table[name])]
-    plain = {name: table[name].map(plain_cell, na_action="ignore") for name in odd}
+    plain = {name: _plain_column(table[name]) for name in odd}
     table = table.assign(**plain).rename(columns=plain_cell)
     return table.to_csv(index=False, header=header, lineterminator="\n", float_format=float_format)
+
+
+def _plain_column(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """By `plain_cell`, as objects: PyArrow's texts, where it is installed, hold no surrogates."""
+    cells = [plain_cell(value) if isinstance(value, str) else value for value in column]
+    return type(column)(cells, index=column.index, dtype=object)
 
 
 def _all_plain(column: "pd.Series[Any]") -> bool:
