@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from esad_med.base.runs import write_text
-from esad_med.outputs.pages import content_policy, data_uri, make_environment, read_template
+from esad_med.outputs.pages import data_uri, render_page
 
 Bytes = npt.NDArray[np.uint8]
 _MOST_PX = 128
@@ -117,9 +117,5 @@ def write_audit_page(path: Path, page: AuditPage) -> None:
 
 def render_audit_page(page: AuditPage) -> str:
     """The page as HTML; equal findings give equal text."""
-    style = read_template("slide.css") + read_template("audit.css")
-    return (
-        make_environment()
-        .get_template("audit.html")
-        .render(page=page, style=style, policy=content_policy(style))
-    )
+    styles = ("slide.css", "audit.css")
+    return "".join(render_page("audit.html", styles, page=page, provenance=page.provenance))

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from esad_med.base.runs import write_text
-from esad_med.outputs.pages import content_policy, make_environment, read_template
+from esad_med.outputs.pages import read_template, render_page
 from esad_med.outputs.report import SlideReport, draw_overlay, shrink_overview
 
 _THUMBNAIL_PX = 288  # three times what the page shows, for fine displays
@@ -80,20 +80,16 @@ def write_batch_index(path: Path, batch: Batch) -> None:
 
 def render_batch_index(batch: Batch) -> str:
     """The page as HTML; it is read without its script, too."""
-    style = read_template("slide.css") + read_template("batch.css")
-    script = read_template("batch.js")
-    return (
-        make_environment()
-        .get_template("batch.html")
-        .render(
-            batch=batch,
-            decisions=sorted({row.decision for row in batch.rows} - {""}),
-            shown=_SHOWN_FAILURES,
-            style=style,
-            script=script,
-            policy=content_policy(style, script=script, pictures="'self' file:"),
-        )
+    pieces = render_page(
+        "batch.html",
+        ("slide.css", "batch.css"),
+        script=read_template("batch.js"),
+        pictures="'self' file:",
+        batch=batch,
+        decisions=sorted({row.decision for row in batch.rows} - {""}),
+        shown=_SHOWN_FAILURES,
     )
+    return "".join(pieces)
 
 
 def write_thumbnail(path: Path, report: SlideReport) -> None:

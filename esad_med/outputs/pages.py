@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import math
+from collections.abc import Iterator, Sequence
 from importlib import resources
 
 import jinja2
@@ -14,7 +15,7 @@ from PIL import Image
 Bytes = npt.NDArray[np.uint8]
 
 
-def make_environment() -> jinja2.Environment:
+def _make_environment() -> jinja2.Environment:
     """Jinja with autoescape, strict about names, and the filters number, tied and percentile."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(read_template),
@@ -27,6 +28,31 @@ def make_environment() -> jinja2.Environment:
     environment.filters["tied"] = tie_units
     environment.filters["percentile"] = format_percentile
     return environment
+
+
+def render_page(
+    name: str,
+    styles: Sequence[str],
+    *,
+    extra_style: str = "",
+    script: str = "",
+    pictures: str = "data:",
+    **values: object,
+) -> Iterator[str]:
+    """A page piece by piece: its template's blocks in the frame that all pages share.
+
+    Args:
+        name: of the template, which extends ``page.html``.
+        styles: names of style sheets, in their order.
+        extra_style: what is this very page's.
+        script: the one that may run; none where empty.
+        pictures: where they may come from, see `content_policy`.
+        values: what the template shows; ``provenance`` is a table at the end, if there is one.
+    """
+    style = "".join(map(read_template, styles)) + extra_style
+    values = {"provenance": None, **values, "script": script, "style": style}
+    policy = content_policy(style, script=script, pictures=pictures)
+    return _make_environment().get_template(name).generate(policy=policy, **values)
 
 
 def read_template(name: str) -> str:

@@ -14,7 +14,7 @@ from esad_med.base.runs import write_text
 from esad_med.outputs.explain import TileExplanation, describe_explanation, term_shares
 from esad_med.outputs.figures import histogram_svg
 from esad_med.outputs.heatmap import UNTILED, Bytes, colorize, normal_limits, rasterize_tiles
-from esad_med.outputs.pages import content_policy, data_uri, make_environment, read_template
+from esad_med.outputs.pages import data_uri, render_page
 
 _OVERVIEW_PX = 900
 _PICTURE_HEIGHT_PX = 700  # a tall slide is narrowed rather than shown over two screens
@@ -146,17 +146,16 @@ def write_report(path: Path, report: SlideReport) -> None:
 
 def render_report(report: SlideReport) -> str:
     """The page as HTML; the same report gives the same text."""
-    page = make_environment().get_template("slide.html")
     thumbnail, downsample = shrink_overview(report.thumbnail, report.downsample)
     width_px = round(_PICTURE_HEIGHT_PX * thumbnail.shape[1] / thumbnail.shape[0])
     bar, bar_share = _scale_bar(report)
-    names = ("slide.css", "decision.css", "explain.css")
-    style = "".join(map(read_template, names)) + _sizes(width_px, bar_share)
-    return page.render(
+    pieces = render_page(
+        "slide.html",
+        ("slide.css", "decision.css", "explain.css"),
+        extra_style=_sizes(width_px, bar_share),
         report=report,
+        provenance=report.provenance,
         shown_failures=_SHOWN_FAILURES,
-        style=style,
-        policy=content_policy(style),
         thumbnail=data_uri(thumbnail, "JPEG"),
         overlay=data_uri(draw_overlay(report, thumbnail, downsample), "JPEG"),
         scale_bar=bar,
@@ -166,6 +165,7 @@ def render_report(report: SlideReport) -> str:
         most=[_describe_tile(report, tile) for tile in report.most],
         least=[_describe_tile(report, tile) for tile in report.least],
     )
+    return "".join(pieces)
 
 
 def _sizes(width_px: int, bar_share: float) -> str:

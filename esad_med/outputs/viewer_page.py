@@ -17,7 +17,7 @@ from PIL import Image
 
 from esad_med.base.errors import CaseError
 from esad_med.outputs.heatmap import Bytes
-from esad_med.outputs.pages import content_policy, data_uri, make_environment, read_template
+from esad_med.outputs.pages import data_uri, read_template, render_page
 from esad_med.outputs.report import draw_scale
 
 OPACITY = 45  # percent, at the start
@@ -115,21 +115,17 @@ def render_viewer(page: ViewerPage) -> str:
         "heatWidth": page.heat_width,
         "tiles": [(tile.x, tile.y) for tile in page.tiles],
     }
-    style = read_template("slide.css") + read_template("viewer.css")
-    script = read_template("viewer.js")
-    return (
-        make_environment()
-        .get_template("viewer.html")
-        .render(
-            page=page,
-            opacity=OPACITY,
-            data=data,
-            legend=data_uri(draw_scale(), "PNG"),
-            style=style,
-            script=script,
-            policy=content_policy(style, script=script, pictures="'self' file: data:"),
-        )
+    pieces = render_page(
+        "viewer.html",
+        ("slide.css", "viewer.css"),
+        script=read_template("viewer.js"),
+        pictures="'self' file: data:",
+        page=page,
+        opacity=OPACITY,
+        data=data,
+        legend=data_uri(draw_scale(), "PNG"),
     )
+    return "".join(pieces)
 
 
 def read_heat(path: Path) -> tuple[Bytes, int]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from esad_med.base.runs import atomic_file
-from esad_med.outputs.pages import content_policy, data_uri, make_environment, read_template
+from esad_med.outputs.pages import data_uri, render_page
 from esad_med.outputs.radiograph import draw_legend
 
 _JPEG_QUALITY = 80  # some 60 kB a row at 512 px: 1,000 rows are a page of 60 MB
@@ -161,17 +161,16 @@ def render_worklist(worklist: Worklist) -> str:
 
 
 def _pieces(worklist: Worklist) -> Iterator[str]:
-    page = make_environment().get_template("worklist.html")
-    style = "".join(map(read_template, ("slide.css", "decision.css", "worklist.css")))
-    pieces = page.generate(
+    pieces = render_page(
+        "worklist.html",
+        ("slide.css", "decision.css", "worklist.css"),
         worklist=worklist,
+        provenance=worklist.provenance,
         above=sum(row.above for row in worklist.rows),
         alarms=sum(row.decision == "alarm" for row in worklist.rows),
         images=sum(row.images for row in worklist.rows),
         columns=list(dict.fromkeys(name for row in worklist.detectors for name in row)),
         legend=_jpeg_uri(draw_legend()),
-        style=style,
-        policy=content_policy(style),
     )
     for piece in pieces:
         # A file name that is no UTF-8 comes as lone surrogates, which cannot be written.
