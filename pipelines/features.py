@@ -4,7 +4,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from esad_med.base.errors import CaseError, ConfigError, EsadError
 from esad_med.base.execution import HERE, Place, in_order, open_executor, report
 from esad_med.base.limits import Limits
 from esad_med.base.runs import Failure, Progress, Say, no_progress
-from esad_med.base.store_writing import SamplePart
 from esad_med.base.timing import Stages
 from esad_med.method.contract import MPP_TOLERANCE
 from esad_med.method.encoder_identity import EncoderIdentity
@@ -39,7 +38,7 @@ from pipelines.pathology import (
 )
 from pipelines.tiling import StorePlan, TilingSummary, fill_store, request_digest
 from pipelines.tiling_slide import (
-    PARTS,
+    CaseTiler,
     Sink,
     SlideSummary,
     TiledSlide,
@@ -319,8 +318,8 @@ def _agree(name: str, found: float | None, given: float | None) -> None:
 
 
 @dataclass(frozen=True)
-class FeatureReader:
-    """How feature files get into a store: a `CaseTiler`; picklable, so that workers can.
+class FeatureReader(CaseTiler):
+    """How feature files get into a store; picklable, so that workers can.
 
     Attributes:
         config: labels and limits.
@@ -352,20 +351,6 @@ class FeatureReader:
             raise
         except EsadError as error:
             return Failure.of(case.case_id, "read", error)
-
-    def tile_part(self, case: Case) -> TiledSlide | Failure:
-        """`tile` in a worker: the vectors wait in `part_path`, the rows come with the result."""
-        with SamplePart(self.part_path(case)) as part:
-            read = self.tile(case, part)
-        return read if isinstance(read, Failure) else replace(read, rows=part.rows())
-
-    def part_path(self, case: Case) -> Path:
-        """Where a worker leaves a slide's vectors."""
-        return self.folder / PARTS / self.run / case.case_id
-
-    def remove(self, case: Case) -> None:
-        """Take back the file of a slide that was set aside."""
-        self.part_path(case).unlink(missing_ok=True)
 
     def _read(self, case: Case, file: FeatureFile, sink: Sink) -> TiledSlide:
         if form_of(file.header, self.config) != self.form:

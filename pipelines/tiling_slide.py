@@ -2,6 +2,7 @@
 
 import shutil
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -111,32 +112,47 @@ class Sink(Protocol):
         """Add samples and their rows, in order."""
 
 
-class CaseTiler(Protocol):
-    """How the samples of a case get into a store, in this process or by way of a part."""
+class CaseTiler(ABC):
+    """How the samples of a case get into a store, in this process or by way of a part.
+
+    Attributes:
+        folder: where the store is made.
+        run: of whose parts; a cluster's worker may be at work yet for one that was killed.
+    """
+
+    folder: Path
+    run: str
 
     @property
-    def folder(self) -> Path:
-        """Where the store is made."""
-
-    @property
+    @abstractmethod
     def limits(self) -> Limits:
         """Of what is opened, and of time and memory."""
 
+    @abstractmethod
     def tile(self, case: Case, sink: Sink) -> TiledSlide | Failure:
-        """Put a case's samples into a sink."""
+        """Put a case's samples into a sink; a bad case is a failure, and its sink's affair.
+
+        Raises:
+            ConfigError: something cannot be written.
+        """
 
     def tile_part(self, case: Case) -> TiledSlide | Failure:
-        """Put them into the file of `part_path`."""
+        """`tile` in a worker: the samples wait in `part_path`, the rows come with the result."""
+        with SamplePart(self.part_path(case)) as part:
+            tiled = self.tile(case, part)
+        return tiled if isinstance(tiled, Failure) else replace(tiled, rows=part.rows())
 
     def part_path(self, case: Case) -> Path:
-        """Where a worker leaves them."""
+        """Where a worker leaves a case's samples."""
+        return self.folder / PARTS / self.run / case.case_id
 
     def remove(self, case: Case) -> None:
-        """Take back a case's files."""
+        """Take back the files of a case that was set aside."""
+        self.part_path(case).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
-class SlideTiler:
+class SlideTiler(CaseTiler):
     """How slides are tiled; picklable, so that workers can.
 
     Attributes:
@@ -178,16 +194,6 @@ class SlideTiler:
             raise
         except EsadError as error:
             return Failure.of(case.case_id, "tile", error)
-
-    def tile_part(self, case: Case) -> TiledSlide | Failure:
-        """`tile` in a worker: the samples wait in `part_path`, the rows come with the result."""
-        with SamplePart(self.part_path(case)) as part:
-            tiled = self.tile(case, part)
-        return tiled if isinstance(tiled, Failure) else replace(tiled, rows=part.rows())
-
-    def part_path(self, case: Case) -> Path:
-        """Where a worker leaves a slide's samples."""
-        return self.folder / PARTS / self.run / case.case_id
 
     def _tile_open(self, case: Case, slide: Slide, sink: Sink) -> TiledSlide:
         stages = Stages()
@@ -233,7 +239,7 @@ class SlideTiler:
         (self.folder / "quality" / f"{case.case_id}.png").unlink(missing_ok=True)
         for name in ("coordinates", "features"):
             (self.folder / name / f"{case.case_id}.h5").unlink(missing_ok=True)
-        self.part_path(case).unlink(missing_ok=True)
+        super().remove(case)
 
     def _write_pictures(
         self, case: Case, prepared: PreparedSlide, truth: pd.Series | None, caption: str
