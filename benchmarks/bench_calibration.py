@@ -43,7 +43,8 @@ from esad_med.base.store_writing import write_store
 from esad_med.method.config import TrainConfig
 from esad_med.method.detector import Detector
 from esad_med.method.trainer import train
-from pipelines.calibrating import CalibrationConfig, calibrate
+from pipelines.calibrating import calibrate
+from pipelines.calibration_levels import CalibrationConfig
 from pipelines.pathology import config_of
 from pipelines.scoring import score_store
 from pipelines.screening import screen_slides, screening_config

@@ -2,46 +2,32 @@
 
 import datetime
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import Field
 
-from esad_med.assess.calibration import (
-    NormalTail,
-    alarm_threshold,
-    bootstrap_rate,
-    bootstrap_threshold,
-    false_alarm_interval,
-    least_anomalous,
-    least_units,
-    normal_tail,
-    sensitivity_threshold,
-    share_above,
-)
-from esad_med.base.config import Spec
+from esad_med.assess.calibration import least_units
 from esad_med.base.errors import CaseError, ConfigError
 from esad_med.base.locks import hold_folder
 from esad_med.base.runs import Progress, no_progress
 from esad_med.base.store import SampleStore
 from esad_med.method.datasets import group_rows
-from esad_med.method.decisions import (
-    DECISIONS,
-    Decisions,
-    Kind,
-    Level,
-    Normals,
-    OperatingPoint,
-)
+from esad_med.method.decisions import DECISIONS, Decisions, Kind
 from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
 from esad_med.method.scoring_networks import Precision
+from pipelines.calibration_levels import (
+    CalibrationConfig,
+    Floats,
+    Scored,
+    UnitScores,
+    level_of,
+)
 from pipelines.case_facts import CaseColors, score_facts, stain_facts, tiling_of
-from pipelines.operating_points import plural
+from pipelines.operating_points import exactly, plural
 from pipelines.scoring import rows_of_split
 
 _BATCH = 256
@@ -51,53 +37,6 @@ _KINDS: dict[str, tuple[Kind, Kind]] = {
     "histology": ("tile", "slide"),
     "chest radiograph": ("image", "study"),
 }
-Floats = npt.NDArray[np.float64]
-Names = npt.NDArray[np.object_]
-
-
-class CalibrationConfig(Spec):
-    """What decisions are to promise."""
-
-    false_alarms: float = Field(
-        0.05, gt=0, le=0.5, description="Share of normals that may give an alarm."
-    )
-    sensitivity: float = Field(
-        0.95, gt=0, lt=1, description="Share of anomalous cases above the zone of no alarm."
-    )
-    review: float = Field(
-        0.2,
-        gt=0,
-        le=0.9,
-        description="Share of normals above that zone, where too few anomalous cases are known.",
-    )
-    discoveries: float = Field(
-        0.1, gt=0, lt=1, description="Share of normals among the tiles pointed at in a slide."
-    )
-    others: tuple[Annotated[float, Field(gt=0, le=0.5)], ...] = Field(
-        (0.01, 0.05, 0.1, 0.2), description="Further rates of false alarms to list."
-    )
-    tiles_by: Literal["patient", "tile"] = Field(
-        "patient",
-        description="What weighs the same among tiles: patients, or (no guarantee) single tiles.",
-    )
-    resamples: int = Field(1000, ge=100, le=100_000, description="Of the bootstrap.")
-    seed: int = Field(0, ge=0, description="Of the bootstrap.")
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Scores of one kind, what they are of, and the unit each belongs to."""
-
-    kind: Kind
-    score: Floats
-    units: Names
-    unit: str
-    anomalous: npt.NDArray[np.bool_]
-    single: bool = False
-
-    @property
-    def normal_units(self) -> int:
-        return len(set(self.units[~self.anomalous]))
 
 
 def calibrate_folder(
@@ -178,18 +117,19 @@ def calibrate(
     store.verify()
     score, colors = _score(detector, store, chosen, rows, precision, progress)
     kinds = _KINDS.get(str(store.contract.get("modality")), ("sample", "sample"))
-    alone = _Scored(kinds[0], score[kept], keys[kept], unit, anomalous[kept])
+    scores = UnitScores(score[kept], keys[kept])
+    alone = Scored.of(kinds[0], unit, scores, anomalous[kept])
     cases, why = _of_cases(store, rows, score, kinds[1])
-    if cases is not None and cases.normal_units < least_units(config.false_alarms):
-        why = _too_few(cases.normal_units, f"independent normal {plural(cases.kind)}", config)
+    if cases is not None and cases.normals.count < least_units(config.false_alarms):
+        why = _too_few(cases.normals.count, f"independent normal {plural(cases.kind)}", config)
         cases = None
     return Decisions(
         detector=detector.score_digest,
         data=store.digest,
         split=split or (_SPLIT if (rows["split"] == _SPLIT).all() else ""),
         precision=precision,
-        samples=_level(alone, config),
-        cases=None if cases is None else _level(cases, config),
+        samples=level_of(alone, config),
+        cases=None if cases is None else level_of(cases, config),
         no_cases=why,
         discoveries=config.discoveries,
         reference=_reference(store, rows[kept & ~anomalous], score, colors, kinds[0]),
@@ -246,14 +186,14 @@ def _check_enough(store: SampleStore, found: int, unit: str, config: Calibration
             if found
             else f"{store.path}: no normal samples (truth 0) to calibrate on,"
             f" {least_units(config.false_alarms)} independent ones are needed for"
-            f" {config.false_alarms:.2%} false alarms; say which samples are normal (column truth)"
+            f" {exactly(config.false_alarms)} false alarms; say which are normal (column truth)"
         )
 
 
 def _too_few(found: int, what: str, config: CalibrationConfig) -> str:
     return (
         f"{found} {what}, {least_units(config.false_alarms)} are needed for"
-        f" {100 * config.false_alarms:g} % false alarms"
+        f" {exactly(config.false_alarms)} false alarms"
     )
 
 
@@ -284,7 +224,7 @@ def _score(
 
 def _of_cases(
     store: SampleStore, rows: pd.DataFrame, score: Floats, kind: Kind
-) -> tuple[_Scored | None, str]:
+) -> tuple[Scored | None, str]:
     """The score of each slide or study, or why there are none."""
     if kind == "sample":
         return None, "samples are not of cases"
@@ -304,112 +244,7 @@ def _of_cases(
     keys, unit = group_rows(first)
     single = kind == "study" and bool(known["name"].is_unique)
     values, ill = np.asarray(scores, dtype=np.float64), (truths == 1).to_numpy()
-    return _Scored(kind, values, keys, unit, ill, single), ""
-
-
-def _level(found: _Scored, config: CalibrationConfig) -> Level:
-    normal, anomalous = found.score[~found.anomalous], found.score[found.anomalous]
-    units, ill = found.units[~found.anomalous], found.units[found.anomalous]
-    tail = normal_tail(normal, units)
-    rates = sorted({r for r in config.others if tail.units >= least_units(r)})
-    points = {rate: _alarm_point(found, rate, config) for rate in {*rates, config.false_alarms}}
-    alarm = points.pop(config.false_alarms)
-    sensitive = None
-    if len(anomalous):
-        sensitive = _sensitive_point(normal, units, anomalous, ill, config)
-    review, rule = _review_zone(alarm.threshold, sensitive, normal, units, config)
-    return Level(
-        kind=found.kind,
-        normals=Normals(
-            scores=tuple(tail.scores.tolist()),
-            shares=tuple(tail.shares.tolist()),
-            units=tail.units,
-            unit=found.unit,
-            count=len(normal),
-        ),
-        anomalous=len(set(ill)),
-        alarm=alarm,
-        others=tuple(points[rate] for rate in sorted(points)),
-        sensitive=sensitive,
-        review=review,
-        review_rule=rule,
-        single=found.single,
-    )
-
-
-def _alarm_point(found: _Scored, rate: float, config: CalibrationConfig) -> OperatingPoint:
-    normal, anomalous = found.score[~found.anomalous], found.score[found.anomalous]
-    units, ill = found.units[~found.anomalous], found.units[found.anomalous]
-    tail = normal_tail(normal, units)
-    threshold = alarm_threshold(tail, rate)
-    assert threshold is not None, "enough units were counted before"
-    drawn = {"resamples": config.resamples, "seed": config.seed}
-    interval = bootstrap_threshold(normal, rate, units, **drawn)
-    if tail.units == len(normal):
-        low, high = false_alarm_interval(tail.units, rate)
-    else:  # the law is of one score per unit; as in a p-value the new unit counts, too
-        ends = [_rate_above(tail, end) for end in interval]
-        low, high = min(rate, *ends), max(rate, *ends)
-    return OperatingPoint(
-        target=rate,
-        threshold=threshold,
-        interval=interval,
-        false_alarms=(rate, low, high),
-        sensitivity=bootstrap_rate(anomalous > threshold, ill, **drawn) if len(ill) else None,
-    )
-
-
-def _rate_above(tail: NormalTail, threshold: float) -> float:
-    """The share above a threshold with the next unit counted in, as p-values have it."""
-    return (1 + tail.units * share_above(tail, threshold)) / (tail.units + 1)
-
-
-def _sensitive_point(
-    normal: Floats, units: Names, anomalous: Floats, ill: Names, config: CalibrationConfig
-) -> OperatingPoint | None:
-    """The threshold that keeps the sensitivity; None with too few independent anomalous ones."""
-    if len(set(ill)) < least_anomalous(config.sensitivity):
-        return None
-    threshold = sensitivity_threshold(anomalous, config.sensitivity, ill)
-    assert threshold is not None, "enough units were counted before"
-    drawn = {"resamples": config.resamples, "seed": config.seed}
-    low, high = bootstrap_threshold(-anomalous, 1 - config.sensitivity, ill, **drawn)
-    if len(set(ill)) == len(anomalous):
-        least, most = false_alarm_interval(len(anomalous), 1 - config.sensitivity)
-    else:
-        missed, rate = normal_tail(-anomalous, ill), 1 - config.sensitivity
-        ends = [_rate_above(missed, end) for end in (low, high)]
-        least, most = min(rate, *ends), max(rate, *ends)
-    return OperatingPoint(
-        target=config.sensitivity,
-        threshold=threshold,
-        interval=(-high, -low),
-        false_alarms=bootstrap_rate(normal > threshold, units, **drawn),
-        sensitivity=(config.sensitivity, 1 - most, 1 - least),
-    )
-
-
-def _review_zone(
-    alarm: float,
-    sensitive: OperatingPoint | None,
-    normal: Floats,
-    units: Names,
-    config: CalibrationConfig,
-) -> tuple[float, str]:
-    """Where neither an alarm nor its absence is called for: from which score on, and why."""
-    if sensitive is not None:
-        rule = (
-            f"below it {100 * config.sensitivity:g} % sensitivity would be lost"
-            if sensitive.threshold < alarm
-            else f"none: alarms alone keep {100 * config.sensitivity:g} % sensitivity"
-        )
-        return min(sensitive.threshold, alarm), rule
-    threshold = alarm_threshold(normal_tail(normal, units), config.review)
-    rule = (
-        f"the highest {100 * config.review:g} % of normals, since fewer than"
-        f" {least_anomalous(config.sensitivity)} independent anomalous ones are known"
-    )
-    return alarm if threshold is None else min(threshold, alarm), rule
+    return Scored.of(kind, unit, UnitScores(values, keys), ill, single=single), ""
 
 
 def _reference(

@@ -34,8 +34,8 @@ def describe_rule(level: Level) -> str:
     alarm = level.alarm
     low, high = alarm.false_alarms[1:]
     return (
-        f"Alarm when p is at most {percent(alarm.target)}, which is a {level.kind} score above"
-        f" {alarm.threshold:.4g}: on average at most {percent(alarm.target)} of new normal"
+        f"Alarm when p is at most {exactly(alarm.target)}, which is a {level.kind} score above"
+        f" {alarm.threshold:.4g}: on average at most {exactly(alarm.target)} of new normal"
         f" {plural(level.kind)} like the calibration's give one, with its {level.normals.units}"
         f" independent normals between {percent(low)} and {percent(high)}."
         f" {describe_review(level).capitalize()}."
@@ -61,8 +61,13 @@ def plural(kind: Kind) -> str:
     return "studies" if kind == "study" else f"{kind}s"
 
 
+def exactly(share: float) -> str:
+    """A share that was asked for, such as "12.5 %"."""
+    return f"{100 * share:g} %"
+
+
 def percent(share: float) -> str:
-    """Such as "5 %" or "0.32 %"."""
+    """A share that was found, such as "0.32 %"."""
     return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.3g} %"
 
 
@@ -79,7 +84,7 @@ def _points(level: Level) -> Sequence[tuple[str, OperatingPoint]]:
 def _describe_point(aim: str, point: OperatingPoint) -> str:
     low, high = point.interval
     text = (
-        f"{percent(point.target)} {aim}: score above {point.threshold:.4g} ({low:.4g} to"
+        f"{exactly(point.target)} {aim}: score above {point.threshold:.4g} ({low:.4g} to"
         f" {high:.4g}); false alarms {_share(point.false_alarms)}"
     )
     return f"{text}; sensitivity {_share(point.sensitivity)}" if point.sensitivity else text

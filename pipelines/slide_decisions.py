@@ -23,7 +23,7 @@ from pipelines.deciding import (
     sample_p_values,
     undecided,
 )
-from pipelines.operating_points import describe_normals, percent
+from pipelines.operating_points import describe_normals, exactly, percent
 
 DECIDED_COLUMNS = ("p_value", "pointed_at")
 
@@ -71,7 +71,7 @@ class DecidedSlide:
         count = int(self.pointed_at.sum())
         tiles = (
             f"{count:,} of {len(self.p):,} tiles pointed at; of such tiles at most"
-            f" {percent(self.false_share)} are normal ones, on average (Benjamini-Hochberg)."
+            f" {exactly(self.false_share)} are normal ones, on average (Benjamini-Hochberg)."
         )
         if not count:
             tiles += f" No tile's p can be below {percent(self.least_p)} with this calibration."

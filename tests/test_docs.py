@@ -22,7 +22,7 @@ from esad_med.base.store import REQUIRED_COLUMNS
 from esad_med.cli.app import app
 from esad_med.method.config import PRESETS, TrainConfig
 from pipelines.auditing import AuditConfig
-from pipelines.calibrating import CalibrationConfig
+from pipelines.calibration_levels import CalibrationConfig
 from pipelines.camelyon16_scoring import Camelyon16Config
 from pipelines.cells import CellConfig
 from pipelines.dicom_settings import NodeConfig

@@ -36,7 +36,8 @@ def calibrate(
     from esad_med.base.store import SampleStore
     from esad_med.cli.progress import ProgressBar
     from esad_med.method.detector import Detector
-    from pipelines.calibrating import CalibrationConfig, calibrate_folder
+    from pipelines.calibrating import calibrate_folder
+    from pipelines.calibration_levels import CalibrationConfig
     from pipelines.operating_points import operating_points, point_lines
 
     flags = overrides(settings, false_alarms=false_alarms, sensitivity=sensitivity)

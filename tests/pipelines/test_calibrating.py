@@ -23,8 +23,10 @@ from esad_med.method.decisions import (
 )
 from esad_med.method.detector import Detector
 from esad_med.method.scores import slide_score
-from pipelines.calibrating import CalibrationConfig, calibrate, calibrate_folder
+from pipelines.calibrating import calibrate, calibrate_folder
+from pipelines.calibration_levels import CalibrationConfig
 from pipelines.deciding import CaseScore, decide
+from pipelines.operating_points import describe_rule
 from pipelines.slide_decisions import decide_slide
 from pipelines.triage_scoring import ViewDetector, load_detectors
 
@@ -349,6 +351,12 @@ def test_a_decision_by_hand(score, outcome, p):
     found = decide([CaseScore(score, decisions_of("0" * 64))])
     assert found["outcome"] == outcome
     assert found["p_value"] == pytest.approx(p)
+
+
+def test_a_rate_is_said_as_it_was_asked_for():
+    level = decisions_of("0" * 64).cases
+    odd = level.model_copy(update={"alarm": POINT.model_copy(update={"target": 0.125})})
+    assert "at most 12.5 %" in describe_rule(odd)
 
 
 def test_two_detectors_count_twice():
