@@ -1,6 +1,7 @@
 """Which unlabeled training samples are most likely anomalies: a ranking for a person to look at."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 Values = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Judge = Callable[[npt.NDArray[np.float32]], Values]
 
 _TRIMMED = 0.1  # share of the samples that a second round does not take for normal
 _STRENGTH = 0.03  # inverse of the classifier's regularization, for directions of the scale:
@@ -138,21 +140,16 @@ def _distances(
     """
     usual = np.ones(len(pool), bool)
     for _ in range(2):
-        found, known = np.zeros(len(unlabeled)), np.zeros(len(outliers))
-        for fold in np.unique(np.concatenate([folds, outlier_folds])):
+
+        def nearest(fold: int, usual: npt.NDArray[np.bool_] = usual) -> Judge:
             others = pool[usual & (folds[pool] != fold)]
             if not len(others):
                 others = pool[folds[pool] != fold] if (folds[pool] != fold).any() else pool
-            near = NearestNeighbors(
-                n_neighbors=min(rule.neighbors, len(others)), algorithm="brute"
-            ).fit(unlabeled[others])
-            for all_of, place in ((unlabeled, folds), (outliers, outlier_folds)):
-                into = found if all_of is unlabeled else known
-                own = np.flatnonzero(place == fold)
-                for start in range(0, len(own), _BLOCK):
-                    raise_if_interrupted()
-                    part = own[start : start + _BLOCK]
-                    into[part] = near.kneighbors(all_of[part])[0].mean(axis=1)
+            count = min(rule.neighbors, len(others))
+            near = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(unlabeled[others])
+            return lambda part: near.kneighbors(part)[0].mean(axis=1)
+
+        found, known = _by_other_folds(nearest, unlabeled, outliers, folds, outlier_folds)
         usual = found[pool] <= np.quantile(found[pool], 1 - _TRIMMED)
     near_by = _in_deviations(found, known)
     rare = _in_deviations(*_rarities(unlabeled, outliers, folds, outlier_folds, pool, rule.seed))
@@ -172,20 +169,33 @@ def _rarities(
 
     Anomalies that are many of one kind are each other's nearest, but still few.
     """
+
+    def forest(fold: int) -> Judge:
+        others = pool[folds[pool] != fold]
+        trees = IsolationForest(n_estimators=_TREES, random_state=seed)
+        trees.fit(unlabeled[others if len(others) else pool])
+        return lambda part: -trees.score_samples(part)  # high is normal to scikit-learn
+
+    return _by_other_folds(forest, unlabeled, outliers, folds, outlier_folds)
+
+
+def _by_other_folds(
+    fit: Callable[[int], Judge],
+    unlabeled: npt.NDArray[np.float32],
+    outliers: npt.NDArray[np.float32],
+    folds: Indices,
+    outlier_folds: Indices,
+) -> tuple[Values, Values]:
+    """Samples and labeled outliers, each judged by what was fitted without its own fold."""
     found, known = np.zeros(len(unlabeled)), np.zeros(len(outliers))
     for fold in np.unique(np.concatenate([folds, outlier_folds])):
-        others = pool[folds[pool] != fold]
-        forest = IsolationForest(n_estimators=_TREES, random_state=seed)
-        forest.fit(unlabeled[others if len(others) else pool])
-        for all_of, place, into in (
-            (unlabeled, folds, found),
-            (outliers, outlier_folds, known),
-        ):
+        judge = fit(int(fold))
+        for rows, place, into in ((unlabeled, folds, found), (outliers, outlier_folds, known)):
             own = np.flatnonzero(place == fold)
             for start in range(0, len(own), _BLOCK):
                 raise_if_interrupted()
                 part = own[start : start + _BLOCK]
-                into[part] = -forest.score_samples(all_of[part])  # high is normal to scikit-learn
+                into[part] = judge(rows[part])
     return found, known
 
 
